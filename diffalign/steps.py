@@ -128,3 +128,6 @@ class ODE:
 def default_rule(grid: Grid) -> StepRule:
     """DDIM(1) for diffusion models, FlowSDE() for flow models."""
     return FlowSDE() if grid.flow else DDIM()
+
+
+RULES: dict[str, type[StepRule]] = {"ddim": DDIM, "flow_sde": FlowSDE, "ode": ODE}
