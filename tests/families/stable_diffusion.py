@@ -1,0 +1,81 @@
+"""U-Net families: Stable Diffusion 1.5 and its inpainting variant, Stable Diffusion XL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from .base import Family, clip_encoder, clip_tokenizer, randomise, vae
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def unet(seed: int, **config: Any) -> UNet2DConditionModel:
+    """A two-level U-Net with cross-attention at the lower level."""
+    blocks = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+    }
+    return randomise(UNet2DConditionModel(**{**blocks, **config}), seed)
+
+
+def sd15_parts(**unet_config: Any) -> dict[str, Any]:
+    """The components of stable-diffusion-v1-5, safety checker aside."""
+    return {
+        "vae": vae(1),
+        "text_encoder": clip_encoder(2),
+        "tokenizer": clip_tokenizer(),
+        "unet": unet(3, **unet_config),
+        "scheduler": PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def stable_diffusion() -> StableDiffusionPipeline:
+    """stable-diffusion-v1-5."""
+    return StableDiffusionPipeline(**sd15_parts())
+
+
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """stable-diffusion-xl-base-1.0: two text encoders, size conditioning, a VAE that needs float32."""
+    size_conditioning = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + 24,
+        "cross_attention_dim": 32,
+        "use_linear_projection": True,
+    }
+    return StableDiffusionXLPipeline(
+        vae=vae(1, scaling_factor=0.13025),
+        text_encoder=clip_encoder(2),
+        text_encoder_2=clip_encoder(3, projection=24, act="gelu"),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(4, **size_conditioning),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+    )
+
+
+SIZE = {"height": 16, "width": 16}
+
+FAMILIES = [
+    Family("StableDiffusion", stable_diffusion, {**SIZE, "guidance_scale": 7.5}, {"guidance_scale": 1.0}),
+    Family(
+        "StableDiffusionXL", stable_diffusion_xl, {**SIZE, "guidance_scale": 5.0}, {"guidance_scale": 1.0}
+    ),
+]

@@ -1,0 +1,84 @@
+"""No tiny pipeline is degenerate: its output follows the prompt, the seed, guidance, the time and the noise level."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from . import FAMILIES, Family
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def made(request: pytest.FixtureRequest) -> tuple[Family, Any]:
+    family = FAMILIES[request.param]
+    pipe = family.make()
+    pipe.set_progress_bar_config(disable=True)
+    return family, pipe
+
+
+def run(made: tuple[Family, Any], n: int = 1, first: int = 0, seed: int = 0, **changes: Any) -> torch.Tensor:
+    """The pipeline's own pictures or frames, one seed a sample."""
+    family, pipe = made
+    generators = [torch.Generator().manual_seed(seed + first + sample) for sample in range(n)]
+    arguments = {**family.call, "num_inference_steps": family.steps, **family.inputs(n, first), **changes}
+    return torch.as_tensor(pipe(**arguments, generator=generators, output_type="pt")[0])
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).pow(2).mean().sqrt())
+
+
+def test_output_is_a_batch_of_pictures_or_frames_in_the_unit_range(made: tuple[Family, Any]) -> None:
+    out = run(made, n=2)
+    assert out.ndim == (5 if made[0].video else 4) and len(out) == 2
+    assert out.isfinite().all() and 0 <= out.min() and out.max() <= 1
+    inside = ((out > 0.01) & (out < 0.99)).float().mean()
+    assert inside > 0.5 and out.std() > 0.05, f"saturated or flat: {inside:.2f} inside, std {out.std():.3f}"
+
+
+def test_output_follows_prompt_seed_and_guidance(made: tuple[Family, Any]) -> None:
+    family, _ = made
+    out = run(made)
+    assert torch.equal(out, run(made))
+    for cause, other in {
+        "prompt": run(made, **family.inputs(1, 1)),
+        "seed": run(made, seed=7),
+        "guidance": run(made, **family.unguided),
+    }.items():
+        assert distance(out, other) > 1e-3, f"{cause} changes nothing: {distance(out, other):.2e}"
+
+
+def denoiser_call(made: tuple[Family, Any]) -> tuple[Any, dict[str, Any], str]:
+    """The denoiser, the arguments of its first call for two prompts, and which of them is the timestep."""
+    denoiser = getattr(made[1], "transformer", None) or made[1].unet
+    calls: list[dict[str, Any]] = []
+
+    def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
+
+    hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
+    run(made, n=2)
+    hook.remove()
+    return denoiser, calls[0], "timestep" if "timestep" in calls[0] else "t"
+
+
+def output(denoiser: Any, **arguments: Any) -> Any:
+    with torch.no_grad():
+        return denoiser(**{**arguments, "return_dict": False})[0]
+
+
+def test_denoiser_follows_the_timestep_also_as_a_vector(made: tuple[Family, Any]) -> None:
+    denoiser, call, name = denoiser_call(made)
+    rows = len(output(denoiser, **call))
+    times = torch.linspace(0.2, 0.9, rows) * call[name].max()
+    single = [output(denoiser, **{**call, name: time.expand(rows)}) for time in times]
+    change = min(distance(single[0][row], single[-1][row]) for row in range(rows))
+    assert change > 1e-3, f"the timestep changes the output by {change:.2e}"
+    if made[0].vector_timesteps:
+        together = output(denoiser, **{**call, name: times})
+        assert all(distance(together[row], single[row][row]) < 1e-5 for row in range(rows))
