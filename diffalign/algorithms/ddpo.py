@@ -1,0 +1,97 @@
+"""DDPO: policy gradients on denoising as a decision process.
+
+Black et al. 2024 (arXiv 2305.13301). Dimensions: B samples, M transitions of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.credit import PromptTracker, leave_one_out, standardize
+from diffalign.losses import policy_gradient
+from diffalign.run import Run
+from diffalign.steps import Gaussian
+from diffalign.trajectory import Trajectory
+
+
+@dataclass
+class DDPO:
+    """Importance sampling with PPO's clip, advantages standardised per prompt.
+
+    clip_range_mean: clip of the ratio exp(log-prob difference per dimension).
+    advantage: "per_prompt" standardises by the tracker of each prompt's last rewards (buffer_size of
+    them, the batch's below min_count), "batch" by the batch, "leave_one_out" only subtracts the mean of
+    the prompt's other pictures and keeps the reward's unit. advantage_clip bounds it.
+    kl_weight: advantage units per nat of the exact step KL to the reference; 0 needs no reference.
+    timestep_fraction: share of the steps, drawn anew for each update, that is trained on.
+    """
+
+    clip_range_mean: float = 1e-4
+    advantage: Literal["per_prompt", "batch", "leave_one_out"] = "per_prompt"
+    advantage_clip: float = 5.0
+    buffer_size: int = 32
+    min_count: int = 16
+    inner_epochs: int = 1
+    timestep_fraction: float = 1.0
+    kl_weight: float = 0.0
+    tracker: PromptTracker = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.tracker = PromptTracker(self.buffer_size, self.min_count)
+
+    def collect(self, run: Run) -> Trajectory:
+        """Scored trajectories with advantages from the rewards of all processes."""
+        batch = run.sample()
+        if self.kl_weight:
+            run.reference(batch, means=True)
+        every = self._advantages(run, batch)
+        batch.advantages = run.own(every, batch).clamp(-self.advantage_clip, self.advantage_clip)
+        return batch
+
+    def _advantages(self, run: Run, batch: Trajectory) -> Tensor:
+        reward = run.gather(batch.total)
+        match self.advantage:
+            case "per_prompt":
+                return self.tracker(run.gather_prompts(batch), reward)
+            case "batch":
+                return standardize(reward)
+            case "leave_one_out":
+                return leave_one_out(reward, run.gather(batch.group))
+
+    def minibatches(self, run: Run, batch: Trajectory) -> Iterator[Trajectory]:
+        """Whole prompts, `inner_epochs` times."""
+        for _ in range(self.inner_epochs):
+            yield from run.split(batch)
+
+    def losses(self, run: Run, batch: Trajectory) -> Iterator[Tensor]:
+        """Clipped surrogate (section 4.3), plus the KL penalty per dimension as the ratio is."""
+        assert batch.advantages is not None
+        order = torch.randperm(len(batch.live), generator=run.generator("timesteps"))
+        steps = batch.live[order[: max(1, round(self.timestep_fraction * len(order)))]]
+        for rows, cols in run.cells(batch, torch.arange(len(batch))[:, None], steps):
+            rows, cols = rows.flatten(), cols.flatten()
+            dist, now = run.transition(batch, rows, cols)
+            now, old = now / batch.dim, batch.log_probs[rows, cols] / batch.dim
+            advantage = batch.advantages[rows].to(now)
+            run.record("clip_fraction", ((now - old).exp() - 1).abs().gt(self.clip_range_mean).float())
+            loss = policy_gradient(now, old, advantage, self.clip_range_mean)
+            yield (loss + self._penalty(batch, dist, rows, cols)).sum() / (len(batch) * len(steps))
+
+    def _penalty(self, batch: Trajectory, dist: Gaussian, rows: Tensor, cols: Tensor) -> Tensor | float:
+        if batch.reference_means is None:
+            return 0.0
+        reference = Gaussian(batch.reference_means[rows, cols], dist.std.detach())
+        return self.kl_weight * dist.kl(reference) / batch.dim
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tracker's memory, for checkpoints."""
+        return {"tracker": self.tracker.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.tracker.load_state_dict(state["tracker"])

@@ -1,0 +1,101 @@
+"""What a reward is. A plain function `(images, prompts) -> scores` is one.
+
+Pictures are float32 in [0, 1], (B, 3, H, W), or video (B, F, 3, H, W); higher scores are better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import RunError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """value (B,), named parts of it (B,) each, and how uncertain the reward is (B,) or None."""
+
+    value: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores every picture by itself: `(images, prompts, **metadata) -> (B,) | Scores`.
+
+    It may declare `differentiable`, `video` or `needs_reference` (True where it can or must; all
+    default to False), and may have `prepare(prompts)` to compute text features once per prompt.
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor | Scores: ...
+
+
+@runtime_checkable
+class GroupReward(Protocol):
+    """Sees all G pictures of one prompt and returns (G,)."""
+
+    def score_group(self, images: Tensor, prompt: str, **metadata: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class SetReward(Protocol):
+    """Scores a whole set of pictures: a single number."""
+
+    def score_set(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor: ...
+
+
+AnyReward = Callable[..., Any]
+
+
+def capability(reward: object, name: str) -> bool:
+    """Whether a reward declares a capability (`differentiable`, `video`, `needs_reference`)."""
+    return bool(getattr(reward, name, False))
+
+
+def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward") -> Scores:
+    """Call a reward and check what it returns: (B,) finite numbers, or an error that names it."""
+    result = reward(images, prompts)
+    scores = result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
+    if scores.value.shape != (len(prompts),):
+        raise RunError(
+            f"reward {label!r} returned shape {tuple(scores.value.shape)} for {len(prompts)} pictures; "
+            f"it must return one score a picture, shape ({len(prompts)},)."
+        )
+    bad = (~scores.value.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise RunError(
+            f"reward {label!r} returned {scores.value[bad[0]].item()} for {len(bad)} of {len(prompts)} pictures, "
+            f"the first for the prompt {prompts[bad[0]]!r}. A reward must be finite; fix it, then resume."
+        )
+    return scores
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """The weighted sum of several rewards, with each one's own scores as parts."""
+
+    rewards: Mapping[str, tuple[AnyReward, float]]
+
+    @property
+    def differentiable(self) -> bool:
+        """All of them are."""
+        return all(capability(reward, "differentiable") for reward, _ in self.rewards.values())
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Let every reward that can prepare itself for these prompts."""
+        for reward, _ in self.rewards.values():
+            if hasattr(reward, "prepare"):
+                reward.prepare(prompts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Scores:
+        each = {label: score(reward, images, prompts, label) for label, (reward, _) in self.rewards.items()}
+        parts = {label: scores.value.float() for label, scores in each.items()}
+        for label, scores in each.items():
+            parts |= {f"{label}.{name}": value for name, value in scores.parts.items()}
+        total = sum(self.rewards[label][1] * parts[label] for label in self.rewards)
+        return Scores(torch.as_tensor(total), parts)
