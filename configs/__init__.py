@@ -1,0 +1,1 @@
+"""Packaged configurations and prompt lists: flat YAML and one prompt a line."""
