@@ -1,0 +1,147 @@
+"""Held-out evaluation: the trained model against the untuned one, on the same prompts and seeds.
+
+Dimensions: B held-out prompts, one picture each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffalign.reward import AnyReward, score
+from diffalign.run import Run
+from diffalign.seeds import derive, generator
+from diffalign.walk import chunks, rollout
+
+RESAMPLES = 10_000
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures (B, ...) of the held-out prompts with their scores, (B,) each, and the diversity."""
+
+    images: Tensor
+    scores: Mapping[str, Tensor]
+    diversity: float
+
+
+def bootstrap(values: Tensor, seed: int = 0) -> Interval:
+    """95 % percentile interval of the mean of values (B,)."""
+    draw = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator(seed, "bootstrap"))
+    low, high = values.double()[draw].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def gain(base: Tensor, trained: Tensor) -> tuple[float, Interval]:
+    """Mean paired gain in standard deviations of the base model's scores, with its interval."""
+    each = (trained - base).double() / base.double().std(correction=0).clamp_min(1e-12)
+    return float(each.mean()), bootstrap(each)
+
+
+def win_rate(base: Tensor, trained: Tensor) -> tuple[float, Interval]:
+    """Share of prompts on which the trained model scores higher, ties counting half, with its interval."""
+    wins = (trained > base).double() + 0.5 * (trained == base).double()
+    return float(wins.mean()), bootstrap(wins)
+
+
+def pairwise_distance(features: Tensor) -> float:
+    """Mean cosine distance between the rows of features (B, E)."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    n = len(unit)
+    return float(1 - ((unit @ unit.T).sum() - n) / max(n * (n - 1), 1))
+
+
+@dataclass
+class Evaluator:
+    """Scores the policy on prompts no run trains on, from fixed seeds.
+
+    rewards: label -> reward, the trained "total" and those not trained on; embed maps pictures
+    (B, 3, H, W) to features (B, E) for the diversity.
+    """
+
+    run: Run
+    prompts: Sequence[str]
+    rewards: Mapping[str, AnyReward]
+    embed: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    base: Sheet | None = field(default=None, init=False)
+
+    def measure_base(self) -> Sheet:
+        """Pictures and scores of the untuned model; kept, as every comparison needs them."""
+        with self.run.policy.using("reference"):
+            self.base = self.sheet()
+        return self.base
+
+    @torch.no_grad()
+    def sheet(self) -> Sheet:
+        """Pictures and scores of the policy as it is, from all processes."""
+        accelerator = self.run.accelerator
+        share = torch.arange(len(self.prompts)).tensor_split(accelerator.num_processes)
+        with self.run.metrics.timed("evaluate"):
+            images = self._pictures(share[accelerator.process_index].tolist())
+            images = _gather_uneven(self.run, images, max(len(s) for s in share), [len(s) for s in share])
+            scores = {label: self._scored(label, images) for label in self.rewards}
+            diversity = pairwise_distance(self.embed(images)) if self.embed else float("nan")
+        return Sheet(images, scores, diversity)
+
+    def _pictures(self, rows: Sequence[int]) -> Tensor:
+        run = self.run
+        batch = rollout(
+            run.policy, run.rule, [self.prompts[r] for r in rows], [derive(self.seed, "steps", r) for r in rows],
+            noise_seeds=[derive(self.seed, "noise", r) for r in rows], group=rows, batch=run.batching.sample_batch,
+            advance=lambda n: run.advance("evaluating", n),
+        )
+        pieces = [run.policy.decode(batch.final[c]) for c in chunks(len(batch), run.batching.sample_batch)]
+        return torch.cat(pieces)
+
+    def _scored(self, label: str, images: Tensor) -> Tensor:
+        values = []
+        for rows in chunks(len(images), self.run.batching.sample_batch):
+            prompts = [self.prompts[r] for r in rows.tolist()]
+            values.append(score(self.rewards[label], images[rows], prompts, label).value.float().cpu())
+            self.run.reward_calls += len(rows)
+        return torch.cat(values)
+
+    def compare(self, sheet: Sheet) -> dict[str, float]:
+        """The metrics of an evaluation round: every held-out score, gain and win rate of the total."""
+        base = self.base or self.measure_base()
+        row = {"heldout/diversity": sheet.diversity}
+        for label, values in sheet.scores.items():
+            row |= {f"heldout/{label}/mean": float(values.mean()), f"heldout/{label}/std": float(values.std())}
+            row[f"heldout/{label}/gain_sd"] = gain(base.scores[label], values)[0]
+        for name, measure in (("gain_sd", gain), ("win_rate", win_rate)):
+            value, (low, high) = measure(base.scores["total"], sheet.scores["total"])
+            row |= {f"heldout/{name}": value, f"heldout/{name}_low": low, f"heldout/{name}_high": high}
+        return row
+
+    def summary(self, sheet: Sheet) -> dict[str, object]:
+        """What summary.json says of the final model."""
+        base = self.base or self.measure_base()
+        before, after = base.scores["total"], sheet.scores["total"]
+        (gain_sd, gain_ci), (wins, wins_ci) = gain(before, after), win_rate(before, after)
+        return {
+            "heldout_reward_base": float(before.mean()), "heldout_reward": float(after.mean()),
+            "gain_sd": gain_sd, "gain_sd_ci": gain_ci, "win_rate": wins, "win_rate_ci": wins_ci,
+            "heldout_other": {
+                label: _other(base.scores[label], values) for label, values in sheet.scores.items() if label != "total"
+            },
+            "diversity": {"base": base.diversity, "trained": sheet.diversity},
+        }
+
+
+def _other(base: Tensor, trained: Tensor) -> dict[str, object]:
+    value, interval = gain(base, trained)
+    return {
+        "base": float(base.mean()), "trained": float(trained.mean()), "gain_sd": value, "gain_sd_ci": interval,
+    }
+
+
+def _gather_uneven(run: Run, images: Tensor, longest: int, lengths: Sequence[int]) -> Tensor:
+    """Gather pictures when processes hold different numbers of them."""
+    padding = images[-1:].expand(longest - len(images), *images.shape[1:])
+    gathered = run.gather(torch.cat([images, padding])).split(longest)
+    return torch.cat([part[:n] for part, n in zip(gathered, lengths, strict=True)])
