@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import flow, stable_diffusion
+from . import diffusion_transformers, flow, stable_diffusion, video
 from .base import Family
 
-FAMILIES: dict[str, Family] = {
-    family.name: family for part in (stable_diffusion, flow) for family in part.FAMILIES
-}
+PARTS = (stable_diffusion, flow, diffusion_transformers, video)
+
+FAMILIES: dict[str, Family] = {family.name: family for part in PARTS for family in part.FAMILIES}
 
 __all__ = ["FAMILIES", "Family"]

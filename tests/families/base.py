@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from torch.nn.functional import pad
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -73,6 +74,27 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> Any:
 def embedding(prompt: int, length: int, width: int) -> torch.Tensor:
     """The encoded prompt number `prompt`, (length, width); number -1 stands for the empty negative prompt."""
     return torch.randn(length, width, generator=torch.Generator().manual_seed(1000 + prompt))
+
+
+def masked_embeds(mask: str, width: int, length: int | None = None) -> Callable[..., dict[str, Any]]:
+    """Encoded prompts and a negative one, padded with zeros to `length` (the longest if None), and their masks."""
+
+    def embeds(n: int, lengths: list[int], first: int = 0) -> dict[str, Any]:
+        rows = [embedding(first + i, size, width) for i, size in zip(range(n), lengths, strict=True)]
+        empty = [embedding(-1, 2, width)] * n
+        return {
+            **dict(zip(("prompt_embeds", mask), padded(rows, length), strict=True)),
+            **dict(zip(("negative_prompt_embeds", "negative_" + mask), padded(empty, length), strict=True)),
+        }
+
+    return embeds
+
+
+def padded(rows: list[torch.Tensor], length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of different length as one tensor, padded with zeros, and the mask of what is no padding."""
+    longest = length or max(map(len, rows))
+    mask = torch.stack([torch.arange(longest) < len(row) for row in rows]).long()
+    return torch.stack([pad(row, (0, 0, 0, longest - len(row))) for row in rows]), mask
 
 
 def clip_tokenizer(length: int = 16) -> CLIPTokenizer:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -51,6 +53,11 @@ def stable_diffusion() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**sd15_parts())
 
 
+def stable_diffusion_inpaint() -> StableDiffusionInpaintPipeline:
+    """stable-diffusion-inpainting: mask and masked image are five more input channels."""
+    return StableDiffusionInpaintPipeline(**sd15_parts(in_channels=9))
+
+
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
     """stable-diffusion-xl-base-1.0: two text encoders, size conditioning, a VAE that needs float32."""
     size_conditioning = {
@@ -73,8 +80,18 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
 
 SIZE = {"height": 16, "width": 16}
 
+PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+MASK = torch.zeros(1, 1, 16, 16)
+MASK[..., 4:12, 4:12] = 1
+
 FAMILIES = [
     Family("StableDiffusion", stable_diffusion, {**SIZE, "guidance_scale": 7.5}, {"guidance_scale": 1.0}),
+    Family(
+        "StableDiffusionInpaint",
+        stable_diffusion_inpaint,
+        {**SIZE, "guidance_scale": 7.5, "image": PICTURE, "mask_image": MASK},
+        {"guidance_scale": 1.0},
+    ),
     Family(
         "StableDiffusionXL", stable_diffusion_xl, {**SIZE, "guidance_scale": 5.0}, {"guidance_scale": 1.0}
     ),

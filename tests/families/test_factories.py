@@ -33,6 +33,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).pow(2).mean().sqrt())
 
 
+def test_family_says_whether_the_pipeline_loads_lora(made: tuple[Family, Any]) -> None:
+    assert made[0].lora == hasattr(made[1], "load_lora_weights")
+
+
 def test_output_is_a_batch_of_pictures_or_frames_in_the_unit_range(made: tuple[Family, Any]) -> None:
     out = run(made, n=2)
     assert out.ndim == (5 if made[0].video else 4) and len(out) == 2
