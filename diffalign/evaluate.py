@@ -32,7 +32,9 @@ class Sheet:
 def bootstrap(values: Tensor, seed: int = 0) -> Interval:
     """95 % percentile interval of the mean of values (B,)."""
     draw = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator(seed, "bootstrap"))
-    low, high = values.double()[draw].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = (
+        values.double()[draw].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    )
     return low, high
 
 
@@ -91,8 +93,13 @@ class Evaluator:
     def _pictures(self, rows: Sequence[int]) -> Tensor:
         run = self.run
         batch = rollout(
-            run.policy, run.rule, [self.prompts[r] for r in rows], [derive(self.seed, "steps", r) for r in rows],
-            noise_seeds=[derive(self.seed, "noise", r) for r in rows], group=rows, batch=run.batching.sample_batch,
+            run.policy,
+            run.rule,
+            [self.prompts[r] for r in rows],
+            [derive(self.seed, "steps", r) for r in rows],
+            noise_seeds=[derive(self.seed, "noise", r) for r in rows],
+            group=rows,
+            batch=run.batching.sample_batch,
             advance=lambda n: run.advance("evaluating", n),
         )
         pieces = [run.policy.decode(batch.final[c]) for c in chunks(len(batch), run.batching.sample_batch)]
@@ -111,7 +118,10 @@ class Evaluator:
         base = self.base or self.measure_base()
         row = {"heldout/diversity": sheet.diversity}
         for label, values in sheet.scores.items():
-            row |= {f"heldout/{label}/mean": float(values.mean()), f"heldout/{label}/std": float(values.std())}
+            row |= {
+                f"heldout/{label}/mean": float(values.mean()),
+                f"heldout/{label}/std": float(values.std()),
+            }
             row[f"heldout/{label}/gain_sd"] = gain(base.scores[label], values)[0]
         for name, measure in (("gain_sd", gain), ("win_rate", win_rate)):
             value, (low, high) = measure(base.scores["total"], sheet.scores["total"])
@@ -124,10 +134,16 @@ class Evaluator:
         before, after = base.scores["total"], sheet.scores["total"]
         (gain_sd, gain_ci), (wins, wins_ci) = gain(before, after), win_rate(before, after)
         return {
-            "heldout_reward_base": float(before.mean()), "heldout_reward": float(after.mean()),
-            "gain_sd": gain_sd, "gain_sd_ci": gain_ci, "win_rate": wins, "win_rate_ci": wins_ci,
+            "heldout_reward_base": float(before.mean()),
+            "heldout_reward": float(after.mean()),
+            "gain_sd": gain_sd,
+            "gain_sd_ci": gain_ci,
+            "win_rate": wins,
+            "win_rate_ci": wins_ci,
             "heldout_other": {
-                label: _other(base.scores[label], values) for label, values in sheet.scores.items() if label != "total"
+                label: _other(base.scores[label], values)
+                for label, values in sheet.scores.items()
+                if label != "total"
             },
             "diversity": {"base": base.diversity, "trained": sheet.diversity},
         }
@@ -136,7 +152,10 @@ class Evaluator:
 def _other(base: Tensor, trained: Tensor) -> dict[str, object]:
     value, interval = gain(base, trained)
     return {
-        "base": float(base.mean()), "trained": float(trained.mean()), "gain_sd": value, "gain_sd_ci": interval,
+        "base": float(base.mean()),
+        "trained": float(trained.mean()),
+        "gain_sd": value,
+        "gain_sd_ci": interval,
     }
 
 

@@ -33,7 +33,9 @@ def clip_ratio(log_ratio: Tensor, clip: float) -> Tensor:
     return log_ratio.exp().clamp(1 - clip, 1 + clip).log()
 
 
-def reward_difference(log_ratio: Tensor, clipped: Tensor, reward: Tensor, beta: float, pairs: Tensor) -> Tensor:
+def reward_difference(
+    log_ratio: Tensor, clipped: Tensor, reward: Tensor, beta: float, pairs: Tensor
+) -> Tensor:
     """PRDP (Deng et al. 2024, eq. 15 and 20): mean over pairs of max(l, l_clip).
 
     log_ratio and clipped (G,) are the trajectories' summed log ratios to the reference, reward (G,),

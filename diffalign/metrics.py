@@ -58,8 +58,11 @@ def describe(name: str, values: Tensor) -> dict[str, float]:
     q10, q50, q90 = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     spread = float(values.std(correction=0))
     return {
-        f"{name}/mean": float(values.mean()), f"{name}/std": spread,
-        f"{name}/q10": q10, f"{name}/q50": q50, f"{name}/q90": q90,
+        f"{name}/mean": float(values.mean()),
+        f"{name}/std": spread,
+        f"{name}/q10": q10,
+        f"{name}/q50": q50,
+        f"{name}/q90": q90,
     }
 
 

@@ -38,11 +38,16 @@ class OptimizerSettings:
 class Optimizer:
     """AdamW over the trained parameters, with gradient reduction, loss scaling in fp16 and an EMA."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, accelerator: Accelerator):
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, accelerator: Accelerator
+    ):
         self.parameters, self.settings, self.accelerator = list(parameters), settings, accelerator
         self.adam = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_eps, weight_decay=settings.weight_decay,
+            self.parameters,
+            lr=settings.lr,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
         )
         warmup = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
         self.schedule = get_scheduler(warmup, self.adam, settings.warmup_updates, settings.updates)
@@ -108,8 +113,10 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs."""
         return {
-            "adam": self.adam.state_dict(), "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+            "adam": self.adam.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -32,21 +32,27 @@ class Reward(Protocol):
     default to False), and may have `prepare(prompts)` to compute text features once per prompt.
     """
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor | Scores: ...
+    def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor | Scores:
+        """Scores (B,) of pictures (B, 3, H, W) for their prompts."""
+        ...
 
 
 @runtime_checkable
 class GroupReward(Protocol):
     """Sees all G pictures of one prompt and returns (G,)."""
 
-    def score_group(self, images: Tensor, prompt: str, **metadata: Any) -> Tensor: ...
+    def score_group(self, images: Tensor, prompt: str, **metadata: Any) -> Tensor:
+        """Scores (G,) of pictures (G, 3, H, W) of one prompt."""
+        ...
 
 
 @runtime_checkable
 class SetReward(Protocol):
     """Scores a whole set of pictures: a single number."""
 
-    def score_set(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor: ...
+    def score_set(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor:
+        """One number for pictures (B, 3, H, W)."""
+        ...
 
 
 AnyReward = Callable[..., Any]
@@ -69,8 +75,8 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
     bad = (~scores.value.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise RunError(
-            f"reward {label!r} returned {scores.value[bad[0]].item()} for {len(bad)} of {len(prompts)} pictures, "
-            f"the first for the prompt {prompts[bad[0]]!r}. A reward must be finite; fix it, then resume."
+            f"reward {label!r} returned {scores.value[bad[0]].item()} for {len(bad)} of {len(prompts)} "
+            f"pictures, the first for prompt {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
         )
     return scores
 
@@ -93,6 +99,7 @@ class WeightedSum:
                 reward.prepare(prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Scores:
+        """The sum as value (B,), the single rewards as parts."""
         each = {label: score(reward, images, prompts, label) for label, (reward, _) in self.rewards.items()}
         parts = {label: scores.value.float() for label, scores in each.items()}
         for label, scores in each.items():

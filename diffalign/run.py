@@ -54,8 +54,8 @@ class Batching:
         """The batch arithmetic in one line."""
         effective = self.prompts_per_round * self.images_per_prompt // self.updates_per_round
         return (
-            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on {processes} process(es), "
-            f"{self.updates_per_round} update(s) of {effective} pictures each"
+            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on "
+            f"{processes} process(es), {self.updates_per_round} update(s) of {effective} pictures each"
         )
 
 
@@ -111,13 +111,21 @@ class Run:
 
         share_noise gives all pictures of a prompt the same x_T.
         """
-        members = [(g, k, prompt) for g, prompt in self.draw() for k in range(self.batching.images_per_prompt)]
+        members = [
+            (g, k, prompt) for g, prompt in self.draw() for k in range(self.batching.images_per_prompt)
+        ]
         with self.metrics.timed("sample"):
             batch = rollout(
-                self.policy, self.rule, [prompt for *_, prompt in members],
+                self.policy,
+                self.rule,
+                [prompt for *_, prompt in members],
                 [derive(self.seed, "steps", self.round, g, k) for g, k, _ in members],
-                noise_seeds=[derive(self.seed, "noise", self.round, g, 0 if share_noise else k) for g, k, _ in members],
-                group=[g for g, *_ in members], batch=self.batching.sample_batch, version=self.round,
+                noise_seeds=[
+                    derive(self.seed, "noise", self.round, g, 0 if share_noise else k) for g, k, _ in members
+                ],
+                group=[g for g, *_ in members],
+                batch=self.batching.sample_batch,
+                version=self.round,
                 advance=lambda n: self.advance("sampling", n),
             )
         batch.rewards = self.score(batch.final, batch.prompts)
@@ -193,7 +201,9 @@ class Run:
         for part in torch.arange(len(rows)).tensor_split(parts):
             yield batch[torch.cat([rows[k] for k in part.tolist()])]
 
-    def cells(self, batch: Trajectory, members: Tensor, steps: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def cells(
+        self, batch: Trajectory, members: Tensor, steps: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro-batches of (rows, cols), both (C, K): members (G, K) go together through a step.
 
         Runs over all stochastic steps, or those given, with at most micro_batch samples at once.
@@ -220,7 +230,7 @@ class Run:
         return dist, log_prob
 
     def _watch(self, batch: Trajectory, rows: Tensor, cols: Tensor, log_prob: Tensor) -> None:
-        """Record the ratio to the rollout's policy per dimension; it must be 1 while weights are unchanged."""
+        """Record the ratio to the rollout's policy per dimension: 1 while weights are unchanged."""
         moved = (log_prob.detach() - batch.log_probs[rows, cols]) / batch.dim
         self.record("ratio/mean", moved.exp())
         if self.fresh:

@@ -60,19 +60,22 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class DDIM:
-    """DDIM (Song et al. 2021, eq. 12 and 16) for variance-preserving models; eta 1 is DDPM, eta 0 is the ODE."""
+    """DDIM (Song et al. 2021, eq. 12 and 16) for diffusion models; eta 1 is DDPM, eta 0 the ODE."""
 
     eta: float = 1.0
 
     def std(self, grid: Grid) -> Tensor:
         """sigma of eq. 16: eta * sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))."""
         if grid.flow:
-            raise DiffalignError("rule 'ddim' is for diffusion models; this is a flow model: use 'flow_sde' or 'ode'.")
+            raise DiffalignError(
+                "rule 'ddim' is for diffusion models; this is a flow model: use 'flow_sde' or 'ode'."
+            )
         abar, rest = grid.signal.square(), grid.noise.square()
         ratio = torch.where(abar[1:] > 0, abar[:-1] / abar[1:], 0.0)
         return self.eta * (rest[1:] / rest[:-1] * (1 - ratio)).clamp_min(0).sqrt()
 
     def __call__(self, output: Tensor, x: Tensor, grid: Grid, i: Tensor) -> Gaussian:
+        """sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps, sigma (eq. 12)."""
         x0, eps = grid.x0_eps(output, x, i)
         std = self.std(grid)
         toward = (grid.noise[1:].square() - std.square()).clamp_min(0).sqrt()
@@ -103,6 +106,7 @@ class FlowSDE:
         return self.diffusion(grid) * (grid.noise[:-1] - grid.noise[1:]).sqrt()
 
     def __call__(self, output: Tensor, x: Tensor, grid: Grid, i: Tensor) -> Gaussian:
+        """The Euler-Maruyama step of the SDE above."""
         at = i.cpu()
         drift = self.diffusion(grid).square() / (2 * grid.noise[:-1])
         x0, eps = grid.x0_eps(output, x, i)
@@ -120,6 +124,7 @@ class ODE:
         return torch.zeros(grid.steps, dtype=torch.float64)
 
     def __call__(self, output: Tensor, x: Tensor, grid: Grid, i: Tensor) -> Gaussian:
+        """signal_s x0 + noise_s eps."""
         x0, eps = grid.x0_eps(output, x, i)
         signal, noise = grid.level(i + 1, x)
         return Gaussian(signal * x0 + noise * eps, torch.zeros_like(signal))

@@ -45,7 +45,9 @@ class Schedule:
 class Listener(Protocol):
     """Hears of every finished round (progress bars, trackers)."""
 
-    def __call__(self, row: dict[str, Any]) -> None: ...
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Take in a row of metrics."""
+        ...
 
 
 @dataclass
@@ -89,7 +91,10 @@ class Trainer:
             for minibatch in self.algorithm.minibatches(run, batch):
                 self._update(minibatch)
         row = {"round": run.round, **run.reward_row, **run.metrics.row(), "lr": self.optimizer.lr}
-        row |= {"denoiser_calls": run.policy.denoiser_calls - calls, "reward_calls": run.reward_calls - scored}
+        row |= {
+            "denoiser_calls": run.policy.denoiser_calls - calls,
+            "reward_calls": run.reward_calls - scored,
+        }
         self._check_ratio(row)
         return row | {"peak_memory_mb": peak_memory_mb()}
 
@@ -107,9 +112,10 @@ class Trainer:
         limit = getattr(self.algorithm, "clip_range_mean", None) or getattr(self.algorithm, "clip_mean", None)
         if limit and row.get("ratio/deviation", 0.0) > limit / 10:
             logger.warning(
-                "re-scoring the rollout with unchanged weights is off by %.1e nats per dimension, more than a tenth of "
-                "the clip range %.1e: use equal sample_batch and micro_batch, or a wider dtype.",
-                row["ratio/deviation"], limit,
+                "re-scoring the rollout with unchanged weights is off by %.1e nats per dimension, more than "
+                "a tenth of the clip range %.1e: use equal sample_batch and micro_batch, or a wider dtype.",
+                row["ratio/deviation"],
+                limit,
             )
 
     # -- after a round ------------------------------------------------------------------------
@@ -144,7 +150,8 @@ class Trainer:
         for label in self.evaluator.rewards:
             drop = -row.get(f"heldout/{label}/gain_sd", 0.0)
             if plan.max_heldout_drop is not None and label != "total" and drop > plan.max_heldout_drop:
-                reason = f"held-out {label} fell by {drop:.2f} sd, more than max_heldout_drop = {plan.max_heldout_drop}"
+                limit = f"max_heldout_drop = {plan.max_heldout_drop}"
+                reason = f"held-out {label} fell by {drop:.2f} sd, more than {limit}"
         if plan.minutes is not None and self.seconds > 60 * plan.minutes:
             self.stopped = f"minutes = {plan.minutes} are over"
         elif reason and plan.on_limit == "stop":
@@ -159,8 +166,11 @@ class Trainer:
             self._show("final", sheet)
             self._on_main(lambda: self.run.policy.save(self.folder.path / "lora"))
         summary = self.evaluator.summary(sheet) | {
-            "denoiser_calls": self.run.policy.denoiser_calls, "reward_calls": self.run.reward_calls,
-            "seconds": round(self.seconds, 1), "rounds": self.run.round, "stopped": self.stopped,
+            "denoiser_calls": self.run.policy.denoiser_calls,
+            "reward_calls": self.run.reward_calls,
+            "seconds": round(self.seconds, 1),
+            "rounds": self.run.round,
+            "stopped": self.stopped,
             "best_round": self.best[1] if self.best else None,
         }
         self._on_main(lambda: self.folder.write_summary(summary))
@@ -180,9 +190,14 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         saved = getattr(self.algorithm, "state_dict", dict)()
         return {
-            "identity": self.identity, "round": self.run.round, "policy": self.run.policy.adapter_state(),
-            "optimizer": self.optimizer.state_dict(), "algorithm": saved, "seconds": self.seconds,
-            "calls": [self.run.policy.denoiser_calls, self.run.reward_calls], "best": self.best,
+            "identity": self.identity,
+            "round": self.run.round,
+            "policy": self.run.policy.adapter_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "algorithm": saved,
+            "seconds": self.seconds,
+            "calls": [self.run.policy.denoiser_calls, self.run.reward_calls],
+            "best": self.best,
         }
 
     def _save(self) -> None:
@@ -203,7 +218,9 @@ class Trainer:
 
     def _same(self, identity: dict[str, Any]) -> None:
         """Refuse a checkpoint of another config, naming what differs."""
-        keys = sorted(k for k in identity.keys() | self.identity.keys() if identity.get(k) != self.identity.get(k))
+        keys = sorted(
+            k for k in identity.keys() | self.identity.keys() if identity.get(k) != self.identity.get(k)
+        )
         if keys:
             changes = "; ".join(f"{k}: {identity.get(k)!r} then, {self.identity.get(k)!r} now" for k in keys)
             raise DiffalignError(

@@ -94,8 +94,11 @@ class Trajectory:
         """Write one safetensors file (with the rule and the prompts as JSON in its metadata)."""
         name = next(name for name, rule in RULES.items() if isinstance(self.rule, rule))
         meta = {
-            "prompts": self.prompts, "seeds": self.seeds, "guidance_scale": self.guidance_scale,
-            "version": self.version, "rule": {"name": name, **asdict(self.rule)},  # type: ignore[call-overload]
+            "prompts": self.prompts,
+            "seeds": self.seeds,
+            "guidance_scale": self.guidance_scale,
+            "version": self.version,
+            "rule": {"name": name, **asdict(self.rule)},  # type: ignore[call-overload]
             "target": self.grid.target,
         }
         save_file(_flatten(self), path, metadata={"trajectory": json.dumps(meta)})
@@ -126,9 +129,13 @@ def _unflatten(cls: type[Trajectory], tensors: dict[str, Tensor], meta: dict[str
 
     rule = meta["rule"]
     return cls(
-        prompts=meta["prompts"], seeds=meta["seeds"], guidance_scale=meta["guidance_scale"],
-        version=meta["version"], rule=RULES[rule.pop("name")](**rule),
+        prompts=meta["prompts"],
+        seeds=meta["seeds"],
+        guidance_scale=meta["guidance_scale"],
+        version=meta["version"],
+        rule=RULES[rule.pop("name")](**rule),
         grid=Grid(target=meta["target"], **part("grid.")),
-        cond=Conditioning.from_state_dict(part("cond.")), rewards=part("rewards."),
+        cond=Conditioning.from_state_dict(part("cond.")),
+        rewards=part("rewards."),
         **{k: v for k, v in tensors.items() if "." not in k},  # type: ignore[arg-type]
     )

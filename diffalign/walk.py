@@ -54,7 +54,12 @@ def step(
 
 
 def walk(
-    policy: Policy, rule: StepRule, x: Tensor, cond: Conditioning, seeds: Sequence[int], grid: Grid | None = None
+    policy: Policy,
+    rule: StepRule,
+    x: Tensor,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    grid: Grid | None = None,
 ) -> Generator[Step, Tensor | None, None]:
     """All steps from x (B, ...) at level 0; `.send(indices)` goes on with those samples instead."""
     grid = grid or policy.grid
@@ -64,7 +69,13 @@ def walk(
         x = taken.next
         chosen = yield taken
         if chosen is not None:
-            x, cond, seeds = x[chosen], cond[chosen], [derive(seeds[j], n) for n, j in enumerate(chosen.tolist())]
+            x, cond, seeds = x[chosen], cond[chosen], fork(seeds, chosen.tolist())
+
+
+def fork(seeds: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """Seeds of the chosen samples; the second and later copies of a sample get seeds of their own."""
+    copies = [chosen[:n].count(j) for n, j in enumerate(chosen)]
+    return [derive(seeds[j], copy) if copy else seeds[j] for j, copy in zip(chosen, copies, strict=True)]
 
 
 def chunks(n: int, size: int) -> Iterator[Tensor]:
@@ -74,8 +85,16 @@ def chunks(n: int, size: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def rollout(
-    policy: Policy, rule: StepRule, prompts: Sequence[str], seeds: Sequence[int], *, noise_seeds: Sequence[int],
-    group: Sequence[int], batch: int, cond: Conditioning | None = None, version: int = 0,
+    policy: Policy,
+    rule: StepRule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    noise_seeds: Sequence[int],
+    group: Sequence[int],
+    batch: int,
+    cond: Conditioning | None = None,
+    version: int = 0,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Trajectory:
     """Sample B trajectories, at most `batch` at once, without gradients.
@@ -98,9 +117,16 @@ def rollout(
         states.append(torch.stack(path, 1))
         log_probs.append(torch.stack([s.to(x.device) for s in scores], 1))
     return Trajectory(
-        prompts=list(prompts), group=torch.tensor(list(group)), seeds=list(seeds), cond=cond,
-        states=torch.cat(states), log_probs=torch.cat(log_probs), grid=policy.grid, rule=rule,
-        guidance_scale=policy.guidance_scale, version=version,
+        prompts=list(prompts),
+        group=torch.tensor(list(group)),
+        seeds=list(seeds),
+        cond=cond,
+        states=torch.cat(states),
+        log_probs=torch.cat(log_probs),
+        grid=policy.grid,
+        rule=rule,
+        guidance_scale=policy.guidance_scale,
+        version=version,
     )
 
 
@@ -109,7 +135,7 @@ def rescore(policy: Policy, batch: Trajectory, rows: Tensor, cols: Tensor) -> Ga
     if policy.guidance_scale != batch.guidance_scale:
         raise DiffalignError(
             f"the rollout was made with guidance scale {batch.guidance_scale}, the policy now has "
-            f"{policy.guidance_scale}: its log-probs would not be comparable. Use one guidance scale for both."
+            f"{policy.guidance_scale}: the log-probs are not comparable. Use one guidance scale for both."
         )
     at = rows.to(batch.states.device), cols.to(batch.states.device)
     x = batch.states[at]

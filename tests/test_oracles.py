@@ -42,7 +42,9 @@ def test_prdp_gradient_is_leave_one_out_reinforce():
     for loss in PRDP(beta_nats=beta, clip_mean=1e9).losses(run, batch):
         loss.backward()
     found = policy.delta.grad.clone()
-    rows, cols = (grid.flatten() for grid in torch.meshgrid(torch.arange(2 * n), torch.arange(3), indexing="ij"))
+    rows, cols = (
+        grid.flatten() for grid in torch.meshgrid(torch.arange(2 * n), torch.arange(3), indexing="ij")
+    )
     now = run.log_prob(batch, rows, cols).reshape(2 * n, 3).sum(1)
     value = (batch.total - beta * (now - batch.reference_log_probs.sum(1))).detach().reshape(2, n)
     advantage = (value - value.mean(1, keepdim=True)) * n / (n - 1)
@@ -55,9 +57,13 @@ def test_pairwise_gradients_are_collinear():
     weights = torch.randn(5, requires_grad=True)
     features = torch.randn(2, 5)
     ratio = features @ weights
-    (dpo,) = torch.autograd.grad(preference(ratio[0], ratio[1], torch.tensor(1.0), 0.3), weights, retain_graph=True)
+    (dpo,) = torch.autograd.grad(
+        preference(ratio[0], ratio[1], torch.tensor(1.0), 0.3), weights, retain_graph=True
+    )
     rewards = torch.tensor([10.0, -10.0])
-    (rdp,) = torch.autograd.grad(reward_difference(ratio, ratio, rewards, 0.3, torch.tensor([[0, 1]])), weights)
+    (rdp,) = torch.autograd.grad(
+        reward_difference(ratio, ratio, rewards, 0.3, torch.tensor([[0, 1]])), weights
+    )
     assert torch.cosine_similarity(dpo, rdp, dim=0) > 1 - 1e-5
     assert torch.cosine_similarity(dpo, features[1] - features[0], dim=0).abs() > 1 - 1e-5
 
@@ -82,8 +88,14 @@ def test_reward_difference_loss_at_the_optimum():
 def test_prdp_reaches_the_closed_form_optimum():
     policy = ChainPolicy(3, 2)
     train(
-        policy, RULE, PRDP(beta_nats=2.0, clip_mean=1e9, share_noise=True, epochs=2), reward,
-        rounds=150, lr=0.02, prompts_per_round=4, images_per_prompt=8,
+        policy,
+        RULE,
+        PRDP(beta_nats=2.0, clip_mean=1e9, share_noise=True, epochs=2),
+        reward,
+        rounds=150,
+        lr=0.02,
+        prompts_per_round=4,
+        images_per_prompt=8,
     )
     torch.testing.assert_close(policy.delta.detach(), optimum(RULE, 2.0), rtol=0, atol=2e-3)
 
@@ -135,4 +147,6 @@ def test_ratio_is_exactly_one_after_a_rollout():
     run = Run(policy, RULE, reward, ["a"], Batching(1, 8, micro_batch=8, sample_batch=8))
     batch = run.sample()
     for rows, cols in run.transitions(batch):
-        torch.testing.assert_close(run.log_prob(batch, rows, cols), batch.log_probs[rows, cols], rtol=0, atol=0)
+        torch.testing.assert_close(
+            run.log_prob(batch, rows, cols), batch.log_probs[rows, cols], rtol=0, atol=0
+        )

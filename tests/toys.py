@@ -88,7 +88,9 @@ class ChainPolicy:
             self.active = before
 
 
-def train(policy: ChainPolicy, rule: Any, algorithm: Any, reward: Any, *, rounds: int, lr: float, **sizes: int) -> None:
+def train(
+    policy: ChainPolicy, rule: Any, algorithm: Any, reward: Any, *, rounds: int, lr: float, **sizes: int
+) -> None:
     """The trainer's loop without its files: Adam with a rate falling to zero."""
     from diffalign.run import Batching, Run
 

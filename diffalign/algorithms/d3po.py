@@ -55,7 +55,9 @@ class D3PO:
         assert batch.reference_log_probs is not None
         members = torch.stack(list(groups(batch.group)))
         first, second = torch.combinations(torch.arange(members.shape[1])).unbind(1)
-        signs = prefer(self._values(batch), members[:, first], members[:, second], self.labels, run.generator("labels"))
+        signs = prefer(
+            self._values(batch), members[:, first], members[:, second], self.labels, run.generator("labels")
+        )
         sign_of = torch.zeros(len(batch), len(first)).index_copy(0, members[:, 0], signs)
         count = len(members) * len(batch.live) * len(first)
         for rows, cols in run.cells(batch, members):
