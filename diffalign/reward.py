@@ -76,7 +76,7 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
     if bad:
         raise RunError(
             f"reward {label!r} returned {scores.value[bad[0]].item()} for {len(bad)} of {len(prompts)} "
-            f"pictures, the first for prompt {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
+            f"pictures, the first for {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
         )
     return scores
 

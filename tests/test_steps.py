@@ -99,7 +99,7 @@ def test_alpha_to_one_makes_the_last_step_deterministic():
 
 
 def test_exact_step_kl_in_epsilon_space():
-    """B^2 / (2 sigma^2) |eps - eps_ref|^2, B = sqrt(1 - s - sigma^2) - sqrt(s (1 - t) / t) for abar_s, abar_t."""
+    """B^2 |eps - eps_ref|^2 / 2 sigma^2; B = sqrt(1 - abar_s - sigma^2) - sqrt(abar_s (1 - abar_t) / abar_t)."""
     _, grid = vp(20)
     x, eps, ref = torch.randn(3, 1, 4, 8, 8)
     for k in (0, 10, 19):

@@ -1,0 +1,1 @@
+"""Values made by official implementations; each make_*.py says which and how."""
