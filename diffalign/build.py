@@ -1,0 +1,97 @@
+"""From a validated config to a trainer: the one place where names become objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+
+from diffalign import prompts, registry
+from diffalign.config import RewardSpec, RunConfig
+from diffalign.errors import DiffalignError
+from diffalign.evaluate import Evaluator
+from diffalign.optimize import Optimizer, OptimizerSettings
+from diffalign.policy import LoraSpec, Policy
+from diffalign.reward import AnyReward, WeightedSum
+from diffalign.run import Batching, Run
+from diffalign.runfolder import RunFolder
+from diffalign.steps import StepRule, default_rule
+from diffalign.trainer import Schedule, Trainer
+
+T = TypeVar("T")
+
+
+def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
+    """A dataclass filled from the config's keys of the same names."""
+    names = {f.name for f in fields(kind)} & type(config).model_fields.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(config, name) for name in names}, **more)
+
+
+def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
+    """The captured model with its adapter, on this process's device."""
+    call = {**config.call} | ({"negative_prompt": config.negative_prompt} if config.negative_prompt else {})
+    return Policy.from_pretrained(
+        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
+        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=call,
+        lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
+        mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
+        gradient_checkpointing=config.gradient_checkpointing, device=accelerator.device, seed=config.seed,
+    )  # fmt: skip
+
+
+def rule(config: RunConfig, model: Policy) -> StepRule:
+    """The configured step rule, or the default one of the model's kind."""
+    if config.rule is None:
+        return default_rule(model.grid)
+    found: StepRule = registry.rule(config.rule.name)(**config.rule.arguments)
+    return found
+
+
+def rewards(specs: Mapping[str, RewardSpec]) -> dict[str, tuple[AnyReward, float]]:
+    """label -> (reward, weight)."""
+    return {label: (registry.reward(s.name, **s.arguments), s.weight) for label, s in specs.items()}
+
+
+def algorithm(config: RunConfig) -> Any:
+    """The configured algorithm with its hyper-parameters."""
+    return registry.algorithm(config.algorithm.name)(**config.algorithm.arguments)
+
+
+def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
+    """Everything a run needs, checked before any model is loaded where possible."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    refuse_plugins(accelerator)
+    batching = pick(Batching, config)
+    batching.check(accelerator.num_processes)
+    trained, watched = WeightedSum(rewards(config.reward)), rewards(config.heldout_reward)
+    train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
+    model = policy(config, accelerator)
+    run = Run(
+        model, rule(config, model), trained, train_prompts, batching, seed=config.seed, accelerator=accelerator
+    )
+    settings = pick(OptimizerSettings, config, updates=config.rounds * config.updates_per_round)
+    return Trainer(
+        run, algorithm(config), Optimizer(model.trainable(), settings, accelerator),
+        evaluator(config, run, heldout, watched), pick(Schedule, config), folder, identity=config.identity(),
+    )  # fmt: skip
+
+
+def evaluator(
+    config: RunConfig, run: Run, heldout: list[str], watched: Mapping[str, tuple[AnyReward, float]]
+) -> Evaluator:
+    """Held-out evaluation with the trained total and every reward that is not trained on."""
+    scored = {"total": run.reward} | {label: reward for label, (reward, _) in watched.items()}
+    embed = registry.reward(config.diversity).embed if config.diversity else None
+    return Evaluator(run, heldout[: config.heldout_limit], scored, embed, config.heldout_seed)
+
+
+def refuse_plugins(accelerator: Accelerator) -> None:
+    """FSDP and DeepSpeed would shard the weights behind our back."""
+    name = str(accelerator.distributed_type).split(".")[-1]
+    if name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise DiffalignError(
+            f"accelerate is configured for {name}, which diffalign does not support yet. "
+            "Choose multi-GPU (DDP) or a single process in `accelerate config`."
+        )
