@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import diffusion_transformers, flow, stable_diffusion, video
+from . import diffusion_transformers, flow, more, stable_diffusion, video
 from .base import Family
 
-PARTS = (stable_diffusion, flow, diffusion_transformers, video)
+PARTS = (stable_diffusion, flow, diffusion_transformers, video, more)
 
 FAMILIES: dict[str, Family] = {family.name: family for part in PARTS for family in part.FAMILIES}
 

@@ -1,4 +1,4 @@
-"""What a tiny pipeline of a family is, and the pieces many families share: weights, words, text encoders, VAE."""
+"""What a tiny pipeline of a family is, and what families share: weights, words, text encoders, VAE."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Family:
         return {**self.call, **self.unguided}
 
     def inputs(self, n: int = 1, first: int = 0) -> dict[str, Any]:
-        """The conditioning arguments of `n` prompts from number `first` on: words, or embeddings in their place."""
+        """The arguments that stand for `n` prompts from number `first` on: words, or embeddings."""
         if self.embeds is None:
             return {"prompt": self.prompts[first : first + n]}
         return self.embeds(n, LENGTHS[first : first + n], first)
@@ -56,7 +56,7 @@ LENGTHS = [3, 8, 4, 11]
 
 
 def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> Any:
-    """Draw every parameter anew, so that no zero-initialised layer hides the prompt, the time or the input."""
+    """Draw every parameter anew, so that no zero-initialised layer hides prompt, time or input."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -77,7 +77,7 @@ def embedding(prompt: int, length: int, width: int) -> torch.Tensor:
 
 
 def masked_embeds(mask: str, width: int, length: int | None = None) -> Callable[..., dict[str, Any]]:
-    """Encoded prompts and a negative one, padded with zeros to `length` (the longest if None), and their masks."""
+    """Encoded prompts and a negative one, zero-padded to `length` (None: the longest), and their masks."""
 
     def embeds(n: int, lengths: list[int], first: int = 0) -> dict[str, Any]:
         rows = [embedding(first + i, size, width) for i, size in zip(range(n), lengths, strict=True)]
@@ -111,7 +111,7 @@ def clip_tokenizer(length: int = 16) -> CLIPTokenizer:
 
 
 def clip_encoder(seed: int, projection: int | None = None, act: str = "quick_gelu", width: int = 16) -> Any:
-    """A CLIP text encoder for `clip_tokenizer`, with a projected pooled output where `projection` is its size."""
+    """A CLIP text encoder for `clip_tokenizer`; `projection` is the size of a projected pooled output."""
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -151,7 +151,7 @@ def t5_encoder(seed: int, width: int = 32, kind: Any = T5EncoderModel, config: A
 
 
 def vae(seed: int, **config: Any) -> AutoencoderKL:
-    """An image VAE that halves each side; `config` is what the family published (scaling, shift, quant convs)."""
+    """An image VAE that halves each side; `config` is what the family published (scaling, shift, ...)."""
     blocks = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,

@@ -78,7 +78,7 @@ def dc_ae() -> AutoencoderDC:
 
 
 def qwen_image() -> QwenImagePipeline:
-    """Qwen-Image: true classifier-free guidance in two calls with norm rescaling, exponential dynamic shift."""
+    """Qwen-Image: true guidance in two calls with norm rescaling, exponential dynamic shift."""
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
