@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign.conditioning import Conditioning
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
-from diffalign.policy import Conditioning
 from diffalign.steps import RULES, StepRule
 
 
