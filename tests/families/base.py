@@ -26,7 +26,10 @@ PROMPTS = ["cat", "a red fox in the snow", "two dogs", "a small blue house on a 
 
 @dataclass(frozen=True)
 class Family:
-    """A tiny, seeded pipeline of one model family with the arguments of a published, normal call."""
+    """A tiny, seeded pipeline of one model family with the arguments of a published, normal call.
+
+    `unguided` switches guidance off. `disarm`, for a trap, switches off what makes it one.
+    """
 
     name: str
     make: Callable[[], DiffusionPipeline]
@@ -37,6 +40,7 @@ class Family:
     vector_timesteps: bool = True
     lora: bool = True
     video: bool = False
+    disarm: dict[str, Any] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
 
     @property

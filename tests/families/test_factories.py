@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from . import FAMILIES, Family
+from . import FAMILIES, TRAPS, Family
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=FAMILIES | TRAPS, scope="module")
 def made(request: pytest.FixtureRequest) -> tuple[Family, Any]:
-    family = FAMILIES[request.param]
+    family = (FAMILIES | TRAPS)[request.param]
     pipe = family.make()
     pipe.set_progress_bar_config(disable=True)
     return family, pipe
@@ -48,15 +48,15 @@ def test_output_is_a_batch_of_pictures_or_frames_in_the_unit_range(made: tuple[F
     assert out.std() > 0.05, f"flat: std {out.std():.3f}"
 
 
-def test_output_follows_prompt_seed_and_guidance(made: tuple[Family, Any]) -> None:
+def test_output_follows_prompt_seed_guidance_and_the_trap(made: tuple[Family, Any]) -> None:
     family, _ = made
     out = run(made)
     assert torch.equal(out, run(made))
-    for cause, other in {
-        "prompt": run(made, **family.inputs(1, 1)),
-        "seed": run(made, seed=7),
-        "guidance": run(made, **family.unguided),
-    }.items():
+    others = {"prompt": family.inputs(1, 1), "seed": {"seed": 7}}
+    others |= {"guidance": family.unguided} if family.unguided else {}
+    others |= {"the trap": family.disarm} if family.disarm else {}
+    for cause, changes in others.items():
+        other = run(made, **changes)
         assert distance(out, other) > 1e-3, f"{cause} changes nothing: {distance(out, other):.2e}"
 
 
@@ -90,3 +90,11 @@ def test_denoiser_follows_the_timestep_also_as_a_vector(made: tuple[Family, Any]
     if made[0].vector_timesteps:
         together = output(denoiser, **{**call, name: times})
         assert all(distance(together[row], single[row][row]) < 1e-5 for row in range(rows))
+
+
+def test_hunyuan_image_reaches_the_steps_where_guidance_has_momentum() -> None:
+    family = TRAPS["HunyuanImage"]
+    pipe = family.make()
+    run((family, pipe))
+    assert pipe.guider._is_apg_enabled()
+    assert pipe.guider.momentum_buffer.running_average.abs().max() > 0
