@@ -1,0 +1,244 @@
+"""What is trained: LoRA on the denoisers, or all their weights beside a frozen second copy.
+
+The frozen weights are the pipeline's own, shared and never written to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from diffalign.errors import DiffalignError, unknown
+
+POLICY, REFERENCE = "policy", "reference"
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"]
+OTHER_ATTENTION = [["q_proj", "k_proj", "v_proj", "out_proj"], ["qkv", "out"], ["query", "key", "value"]]
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """LoRA of `rank`; the update is scaled by alpha / rank (alpha None: the rank, so 1).
+
+    targets: names (or ends of names) of layers, "attention", "attention+conv", or a regular
+    expression; None: the attention projections. There is no dropout: log-prob ratios would not be 1.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: str | list[str] | None = None
+
+    def config(self, module: nn.Module) -> LoraConfig:
+        """peft's configuration for one denoiser."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return LoraConfig(
+            r=self.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=resolve(self.targets, module)
+        )
+
+
+def resolve(targets: str | list[str] | None, module: nn.Module) -> str | list[str]:
+    """Layers to adapt; raises if a given name fits none."""
+    layers = [n for n, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d)]
+    if targets is None or targets in ("attention", "attention+conv"):
+        names = _present(ATTENTION, layers) or next((f for o in OTHER_ATTENTION if (f := _present(o, layers))), [])
+        names += _present(CONVOLUTIONS, layers) if targets == "attention+conv" else []
+        if not names:
+            raise DiffalignError(
+                f"{type(module).__name__} has no attention projections under a name known here; say which layers to "
+                f"adapt by `lora.targets`. Its layers are called {', '.join(sorted({_last(n) for n in layers}))}."
+            )
+        return names
+    for name in [targets] if isinstance(targets, str) else targets:
+        if isinstance(targets, list) and not _present([name], layers):
+            raise unknown("LoRA target", name, {_last(n) for n in layers})
+    return targets
+
+
+def _present(names: list[str], layers: list[str]) -> list[str]:
+    return [name for name in names if any(layer == name or layer.endswith("." + name) for layer in layers)]
+
+
+def _last(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
+class Adapters:
+    """The variants of one or several denoisers: "policy", "reference" and named snapshots.
+
+    With LoRA a variant is an adapter on shared weights; without, a copy of the whole module.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], lora: LoraSpec | None) -> None:
+        self.lora, self.base, self.active = lora, modules, POLICY
+        self.snapshots: list[str] = []
+        self.full: dict[str, dict[str, nn.Module]] = {}
+        if lora is None:
+            trained = {name: _trainable_copy(module) for name, module in modules.items()}
+            self.full = {POLICY: trained, REFERENCE: modules}
+        else:
+            for module in modules.values():
+                module.add_adapter(lora.config(module), adapter_name=POLICY)  # type: ignore[operator]
+            self._settle()
+
+    def module(self, name: str) -> nn.Module:
+        """The denoiser of this name as the active variant has it."""
+        return self.full[self.active][name] if self.full else self.base[name]
+
+    def named_parameters(self, variant: str = POLICY) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of a variant that are its own, by "denoiser.parameter"."""
+        for name, module in (self.full[variant] if self.full else self.base).items():
+            for key, parameter in module.named_parameters():
+                if self.full or (".lora_" in key and f".{variant}." in key):
+                    yield f"{name}.{key}", parameter
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """Let this variant be the active one, and the former one again afterwards, come what may."""
+        if variant not in (names := [POLICY, REFERENCE, *self.snapshots]):
+            raise unknown("variant of the policy", variant, names)
+        before = self.active
+        self._activate(variant)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def snapshot(self, variant: str) -> None:
+        """Keep the policy's weights of now as a frozen variant of this name; an older one is overwritten."""
+        if variant in (POLICY, REFERENCE) or "." in variant:
+            raise DiffalignError(f"{variant!r} cannot be the name of a snapshot; choose another one.")
+        if variant not in self.snapshots:
+            self._add(variant)
+        pairs = zip(self.named_parameters(), self.named_parameters(variant), strict=True)
+        with torch.no_grad():
+            for (_, source), (_, target) in pairs:
+                target.copy_(source)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the policy's own weights, by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over weights that `state` gave."""
+        own = dict(self.named_parameters())
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise DiffalignError(
+                f"these weights ({len(state)} tensors) are not those of this policy ({len(own)} tensors): another "
+                "model, LoRA rank or choice of targets. Use the settings that they were saved with."
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def _add(self, variant: str) -> None:
+        self.snapshots.append(variant)
+        if self.full:
+            self.full[variant] = {k: copy.deepcopy(m).requires_grad_(False) for k, m in self.full[POLICY].items()}
+            return
+        assert self.lora is not None
+        for module in self.base.values():
+            module.add_adapter(module.peft_config[POLICY], adapter_name=variant)  # type: ignore[operator,index]
+        self._settle()
+
+    def _settle(self) -> None:
+        """After a new adapter: float32 weights, gradients for the policy alone, and the list of its layers."""
+        for module in self.base.values():
+            for key, parameter in module.named_parameters():
+                if ".lora_" in key:
+                    parameter.data = parameter.data.float()
+                    parameter.requires_grad_(f".{POLICY}." in key)
+        modules = (part for module in self.base.values() for part in module.modules())
+        self._layers = [part for part in modules if isinstance(part, BaseTunerLayer)]
+        self._activate(self.active)
+
+    def _activate(self, variant: str) -> None:
+        # peft's public switches also turn requires_grad off, which would stop a backward under way.
+        self.active = variant
+        if not self.full:
+            for layer in self._layers:
+                layer._disable_adapters = variant == REFERENCE
+                layer._active_adapter = [POLICY if variant == REFERENCE else variant]
+
+
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    own = copy.deepcopy(module)
+    for parameter in own.parameters():
+        if not parameter.is_floating_point():
+            raise DiffalignError("quantised weights cannot be trained in full; use LoRA (`lora: {rank: 16}`).")
+        parameter.data = parameter.data.float()
+    return own.requires_grad_(True)
+
+
+def save(adapters: Adapters, pipeline: type, folder: Path) -> None:
+    """Write LoRA as diffusers reads it (`load_lora_weights` where the pipeline has it), or the full weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in adapters.base.items():
+        if adapters.full:
+            adapters.full[POLICY][name].save_pretrained(folder / name)  # type: ignore[operator]
+        elif not hasattr(pipeline, "save_lora_weights"):
+            module.save_lora_adapter(_own(folder, name, adapters), adapter_name=POLICY)  # type: ignore[operator]
+        else:
+            _save_for_pipeline(module, name, pipeline, _own(folder, name, adapters))
+
+
+def _own(folder: Path, name: str, adapters: Adapters) -> Path:
+    """A second denoiser's LoRA goes into a folder of its own."""
+    return folder if name == next(iter(adapters.base)) else folder / name
+
+
+def _save_for_pipeline(module: nn.Module, name: str, pipeline: Any, folder: Path) -> None:
+    kind = "unet" if name.startswith("unet") else "transformer"
+    layers = get_peft_model_state_dict(module, adapter_name=POLICY)
+    metadata = module.peft_config[POLICY].to_dict()  # type: ignore[index,operator]
+    pipeline.save_lora_weights(
+        folder, **{f"{kind}_lora_layers": layers, f"{kind}_lora_adapter_metadata": metadata}
+    )
+
+
+def load(adapters: Adapters, pipeline: Any, folder: Path) -> None:
+    """Read what `save` wrote into the policy."""
+    for name in adapters.base:
+        source = folder / name if adapters.full else _own(folder, name, adapters)
+        if not source.is_dir():
+            raise DiffalignError(f"there are no saved weights in {str(source)!r}.")
+        if adapters.full:
+            module: Any = adapters.full[POLICY][name]
+            module.load_state_dict(type(module).from_pretrained(source).state_dict())
+        else:
+            _load_lora(adapters.base[name], name, source)
+
+
+def _load_lora(module: nn.Module, name: str, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = folder / "pytorch_lora_weights.safetensors"
+    if not file.is_file():
+        raise DiffalignError(f"there are no LoRA weights in {str(folder)!r} (no {file.name}).")
+    kind = "unet." if name.startswith("unet") else "transformer."
+    state = {key.removeprefix(kind): tensor for key, tensor in load_file(file).items()}
+    own = get_peft_model_state_dict(module, adapter_name=POLICY)
+    if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+        raise DiffalignError(f"the LoRA in {str(folder)!r} is of another model, rank or choice of targets.")
+    set_peft_model_state_dict(module, state, adapter_name=POLICY)
+
+
+def spec_text(adapters: Adapters) -> str:
+    """What is trained, in words."""
+    if adapters.lora is None:
+        return "all weights (a second, frozen copy is the reference)"
+    targets = next(iter(adapters.base.values())).peft_config[POLICY].target_modules  # type: ignore[index,union-attr]
+    alpha = adapters.lora.rank if adapters.lora.alpha is None else adapters.lora.alpha
+    shown = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    return f"LoRA of rank {adapters.lora.rank}, alpha {alpha:g}, on {shown}"

@@ -1,0 +1,307 @@
+"""Capture once, own the loop: what a pipeline does around its denoiser, for any `DiffusionPipeline`.
+
+Three seams (`encode_prompt`, the denoiser, `scheduler.step`) are enough to encode, to predict by
+replaying the pipeline's own loop, and to decode. Dimensions: B samples, N steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.conditioning import Batch, Conditioning, Layout, fill_masks, learn, rows_layout, settle_masks
+from diffalign.errors import DiffalignError
+from diffalign.grid import Grid
+from diffalign.schedulers import grid_of
+from diffalign.shell import Shell, Stop, Watch
+from diffalign.stub import Stub, main_input
+from diffalign.template import Mismatch, Moment, Template, close, infer
+
+PROBES = ("a", "a b c d")
+Denoise = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Capture:
+    """One pipeline with one set of arguments: its conditioning, its grid, its guided output, its pictures."""
+
+    def __init__(self, shell: Shell, denoise: Denoise) -> None:
+        self.shell, self.denoise = shell, denoise
+        self.stub = Stub()
+        self.joint = False
+        self.prompt_layout: Layout | None = None
+        self.blank: Batch | None = None
+        self.template: Template | None = None
+        self.reason = ""
+        self._replay: dict[int, str] = {}
+
+    # --- encode ---
+
+    def encode(self, prompts: Sequence[str]) -> Batch:
+        """What the pipeline makes of these prompts, together."""
+        tree = self._encoded(list(prompts))
+        assert self.prompt_layout is not None
+        return fill_masks(Batch(self.prompt_layout, self.prompt_layout.flatten(tree), len(prompts)))
+
+    def embeds(self, given: dict[str, Any], size: int) -> Batch:
+        """Conditioning given as the pipeline's own arguments, with a row for each sample."""
+        for name in given:
+            if not self.shell.takes(name):
+                self.shell._checked({name: None})
+        tree = {"inputs": given}
+        layout = rows_layout(given, size)
+        layout = Layout({"inputs": layout.skeleton}, layout.leaves)
+        return Batch(layout, layout.flatten(tree), size)
+
+    def learn_prompts(self) -> Batch:
+        """Find, with a short and a longer prompt, where the samples are in what `encode_prompt` returns."""
+        short, both = self._encoded([PROBES[0]]), self._encoded(list(PROBES))
+        layout = learn(short, both, (1, 2))
+        self.prompt_layout = settle_masks(layout, layout.flatten(short), layout.flatten(both))
+        return self.encode(PROBES)
+
+    def _encoded(self, prompts: list[str]) -> dict[str, Any]:
+        outputs: list[Any] = []
+
+        def encode(original: Any, args: Any, kwargs: Any) -> Any:
+            outputs.append(original(*args, **kwargs))
+            return outputs[-1]
+
+        watch = Watch(denoise=_stop, step=_stop, encode=encode)
+        with torch.no_grad():
+            self.shell.run({"prompt": prompts}, len(prompts), watch)
+        return {"inputs": {"prompt": prompts}, "encoded": outputs}
+
+    # --- probe ---
+
+    def probe(self, batch: Batch, predict: str) -> None:
+        """Learn everything else from one batch of two prompts; one real denoiser call, the rest stubbed."""
+        self.blank = batch[:1]
+        self._learn_output(batch[:1])
+        self._probe_batch, self.trace = batch, self._traced(batch)
+        first = self.trace[0]
+        self.latent_shape, self.dtype = tuple(first.sample.shape[1:]), first.sample.dtype
+        self.grid = grid_of(self.shell.scheduler, self.shell.family)
+        if predict != "replay":
+            self._learn_template(batch, required=predict == "template")
+        else:
+            self.reason = "asked for"
+        if self.template is None:
+            self.check_replay(range(self.grid.steps))
+
+    def _learn_output(self, batch: Batch) -> None:
+        def denoise(name: str, args: Any, kwargs: Any) -> Any:
+            output = self.denoise(name, args, kwargs)
+            self.stub.learn(name, self._main(name, args, kwargs), output)
+            return output
+
+        with torch.no_grad():
+            self._run(batch, Watch(denoise, _stop))
+
+    def _traced(self, batch: Batch) -> list[Moment]:
+        """Every step of a run with the denoiser stubbed and random latents between the steps."""
+        trace: list[Moment] = []
+        calls: list[tuple[str, list[Any], Any]] = []
+        generator = torch.Generator().manual_seed(1)
+        handed: list[Tensor] = []
+
+        def denoise(name: str, args: Any, kwargs: Any) -> Any:
+            output = self.stub(name, self._main(name, args, kwargs), args, kwargs)
+            calls.append((name, [list(args), dict(kwargs)], output))
+            return output
+
+        def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+            if handed and not torch.equal(handed[-1].to(sample.dtype), sample):
+                raise DiffalignError(_CHANGED.format(self.shell.family))
+            trace.append(Moment(calls.copy(), _same_channels(output, sample), torch.as_tensor(timestep), sample))
+            calls.clear()
+            fresh = torch.randn(sample.shape, generator=generator).to(sample.device, sample.dtype)
+            handed.append(fresh)
+            if len(trace) == len(self.shell.scheduler.all_timesteps):
+                raise Stop
+            return fresh
+
+        with torch.no_grad():
+            self._run(batch, Watch(denoise, step))
+        if not trace or len(trace) != len(self.shell.scheduler.all_timesteps):
+            raise DiffalignError(_UNSEEN.format(self.shell.family, len(trace)))
+        return trace
+
+    # --- template ---
+
+    def _learn_template(self, batch: Batch, required: bool) -> None:
+        try:
+            layout = self._learn_arguments(batch)
+            self.template = infer(self.trace, layout, self._numbers())
+        except Mismatch as problem:
+            self.reason = str(problem)
+            if required:
+                raise DiffalignError(
+                    f"{self.shell.family}: predict='template' is not possible: {self.reason}. Use predict='auto'."
+                ) from None
+
+    def _learn_arguments(self, batch: Batch) -> Layout:
+        """Where the samples are in the denoiser's arguments; choosing rows must commute with capturing."""
+        rows = [*reversed(range(batch.size)), 0]
+        small, large = self._arguments(batch), self._arguments(batch[rows])
+        layout = learn(small, large, (batch.size, batch.size + 1))
+        taken = Batch(layout, layout.flatten(small), batch.size)[rows].values
+        for leaf, ours, theirs in zip(layout.leaves, taken, layout.flatten(large), strict=True):
+            drawn = isinstance(theirs, Tensor) and theirs.shape[1:] == self.trace[0].sample.shape[1:]
+            if leaf.kind != "shared" and not drawn and not _alike(ours, theirs):
+                raise Mismatch("an argument of the denoiser mixes the samples of a batch")
+        return layout
+
+    def _arguments(self, batch: Batch) -> list[Any]:
+        """[args, kwargs] of each denoiser call of the first step."""
+        calls: list[Any] = []
+
+        def denoise(name: str, args: Any, kwargs: Any) -> Any:
+            calls.append([list(args), dict(kwargs)])
+            return self.stub.blank(name, self._main(name, args, kwargs))
+
+        with torch.no_grad():
+            self._run(batch, Watch(denoise, _stop))
+        return calls
+
+    def captured(self, cond: Conditioning) -> Batch:
+        """The denoiser's arguments for this conditioning, found out once and kept with it."""
+        assert self.template is not None
+        if "arguments" not in cond.captured:
+            tree, layout = self._arguments(cond.batch), self.template.layout
+            values = layout.flatten(tree)
+            if not _fits(layout, values, len(cond)):
+                layout = self._learn_arguments(cond.batch)
+                if layout.skeleton != self.template.layout.skeleton:
+                    raise DiffalignError(f"{self.shell.family}: these prompts need predict='replay'.")
+            cond.captured["arguments"] = self.template.stripped(Batch(layout, values, len(cond)))
+        return cond.captured["arguments"]
+
+    # --- replay ---
+
+    def replay(self, x: Tensor, index: int, cond: Conditioning) -> Tensor:
+        """The pipeline's own guided output at latents x (B, ...) and one step of the grid."""
+        if index not in self._replay:
+            self.check_replay([index])
+        return self._replayed(x, index, cond.batch, self._replay[index], self.denoise)
+
+    def check_replay(self, indices: Sequence[int] | range) -> None:
+        """Choose for each step the shorter replay that gives what a full run gives; refuse where none does."""
+        batch = self._probe_batch
+        for index in indices:
+            moment = self.trace[index]
+            for way in ("pair", "prefix"):
+                with torch.no_grad():
+                    output = self._replayed(moment.sample, index, batch, way, self._stubbed)
+                if output is not None and close(output, moment.output):
+                    self._replay[index] = way
+                    break
+            else:
+                raise DiffalignError(_DEPENDS.format(self.shell.family, index))
+
+    def _replayed(self, x: Tensor, index: int, batch: Batch, way: str, denoise: Denoise) -> Tensor:
+        """pair: the loop over the timesteps [first, this one]; prefix: over all, up to this one.
+
+        The denoiser is stubbed until the last of them, and `scheduler.step` hands over x.
+        """
+        last = 1 if way == "pair" else index
+        done = 0
+
+        def ask(name: str, args: Any, kwargs: Any) -> Any:
+            if done < last:
+                return self.stub.blank(name, self._main(name, args, kwargs))
+            return denoise(name, args, kwargs)
+
+        def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+            nonlocal done
+            if done == last:
+                raise Stop(_same_channels(output, sample) if _is(sample, x) else None)
+            done += 1
+            return x
+
+        extra = {"latents": x} if last == 0 and self.shell.takes("latents") else {}
+        result: Tensor = self._run(batch, Watch(ask, step, keep=[0, index] if way == "pair" else None), **extra)
+        return result
+
+    # --- decode ---
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pipeline's own tail on latents (B, ...): pictures (B, 3, H, W) or videos (B, F, 3, H, W)."""
+        assert self.blank is not None
+        batch = self.blank[[0] * len(latents)]
+
+        def denoise(name: str, args: Any, kwargs: Any) -> Any:
+            return self.stub.blank(name, self._main(name, args, kwargs))
+
+        watch = Watch(denoise, lambda output, timestep, sample: latents, keep=[self.grid.steps - 1])
+        pictures = self._run(batch, watch)[0]
+        pictures = torch.stack(list(pictures)) if isinstance(pictures, list) else pictures
+        return pictures.float()  # type: ignore[no-any-return]
+
+    # --- common ---
+
+    def _run(self, batch: Batch, watch: Watch, **extra: Any) -> Any:
+        tree = batch.tree()
+        if "encoded" in tree:
+            remembered: Iterator[Any] = iter(tree["encoded"])
+            watch.encode = lambda original, args, kwargs: next(remembered)
+        return self.shell.run(tree["inputs"], batch.size, watch, **extra)
+
+    def _main(self, name: str, args: Any, kwargs: Any) -> Any:
+        return main_input(self.shell.denoisers[name], args, kwargs)
+
+    def _stubbed(self, name: str, args: Any, kwargs: Any) -> Any:
+        return self.stub(name, self._main(name, args, kwargs), args, kwargs)
+
+    def _numbers(self) -> list[float]:
+        """All numbers in the pipeline's call that a guidance rule may contain."""
+        defaults = {k: p.default for k, p in self.shell.parameters.items()}
+        values = {**defaults, **self.shell.call}.items()
+        return [float(v) for k, v in values if isinstance(v, int | float) and ("guidance" in k or "cfg" in k)]
+
+
+def _stop(*_: Any) -> Any:
+    raise Stop
+
+
+def _same_channels(output: Tensor, sample: Tensor) -> Tensor:
+    """The output without a learned variance, as diffusers' own `step` cuts it off."""
+    return output if output.shape == sample.shape else output.narrow(1, 0, sample.shape[1])
+
+
+def _is(sample: Tensor, x: Tensor) -> bool:
+    return sample.shape == x.shape and torch.equal(sample.detach(), x.detach().to(sample.dtype))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and (not a.is_floating_point() or torch.allclose(a, b, rtol=1e-3, atol=1e-4))
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and bool(a == b)
+
+
+def _fits(layout: Layout, values: Sequence[Any], size: int) -> bool:
+    """Whether leaves have their samples where a layout says."""
+    for leaf, value in zip(layout.leaves, values, strict=True):
+        if leaf.kind == "shared" and value is None:
+            continue
+        if leaf.kind != "shared" and value is not None and len(value) != leaf.blocks * size:
+            return False
+    return True
+
+
+_UNSEEN = (
+    "{}: `scheduler.step` was seen {} times in a whole run. This pipeline steps in another way (with a scheduler of "
+    "its own making, say), and diffalign cannot see what its denoiser's output becomes."
+)
+_CHANGED = (
+    "{}: this pipeline changes its latents between two steps (blends in a picture, say), so that its samples are not "
+    "those of the denoiser alone. diffalign cannot align it in this setting."
+)
+_DEPENDS = (
+    "{}: its guided output at step {} depends on what the denoiser said at earlier steps (a guider with momentum, or a "
+    "rule that keeps a history). Such a sampler is no Markov chain and has no log-probabilities; switch that off."
+)

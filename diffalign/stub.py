@@ -1,0 +1,94 @@
+"""A stand-in for a denoiser: random-looking outputs that are a smooth function of everything it is given.
+
+With it, a whole call of a pipeline costs nothing, and two calls agree only if they gave their
+denoiser the same arguments. Dimensions: R rows in a call (samples, twice that under guidance).
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.conditioning import leaves_of
+
+
+class Stub:
+    """Outputs with the form of real ones, learnt from one real call of each denoiser."""
+
+    def __init__(self) -> None:
+        self.forms: dict[str, tuple[Any, Any]] = {}
+
+    def learn(self, name: str, main: Any, output: Any) -> None:
+        """Remember how the form of an output follows from the main input."""
+        shape = main.shape if isinstance(main, Tensor) else None
+        self.forms.setdefault(name, (shape, _map(output, lambda t: t.detach())))
+
+    def blank(self, name: str, main: Any) -> Any:
+        """An output of the right form; its content does not matter."""
+        return self._fill(name, main, lambda shape, like: torch.ones(shape, dtype=like.dtype, device=like.device))
+
+    def __call__(self, name: str, main: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """cos(phase) A + sin(phase) B: A and B fixed noise, the phase (R,) a function of all arguments."""
+        rows = len(main)
+        phase = torch.full((rows,), _number(name), dtype=torch.float64)
+        for path, leaf in leaves_of([list(args), kwargs]):
+            phase = phase + (3 + 10 * _number(str(path))) * _digest(leaf, rows)
+
+        def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(len(shape))
+            a, b = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+            angle = (phase if len(phase) == shape[0] else phase.mean()[None]).reshape(-1, *[1] * (len(shape) - 1))
+            return (angle.cos() * a + angle.sin() * b).to(like.device, like.dtype)
+
+        return self._fill(name, main, noise)
+
+    def _fill(self, name: str, main: Any, make: Callable[[tuple[int, ...], Tensor], Tensor]) -> Any:
+        seen, output = self.forms.get(name) or next(iter(self.forms.values()))
+        if seen is None:
+            return _map(output, lambda t: make(tuple(t.shape), t), len(main))
+        return _map(output, lambda t: make(_scaled(t.shape, seen, main.shape), t))
+
+
+def _scaled(output: Sequence[int], seen: Sequence[int], now: Sequence[int]) -> tuple[int, ...]:
+    """The output's shape when the main input's goes from `seen` to `now`."""
+    rest = output[1:]
+    if len(output) == len(seen) == len(now):
+        rest = [n if o == s else o for o, s, n in zip(output[1:], seen[1:], now[1:], strict=True)]
+    return (output[0] * now[0] // seen[0], *rest)
+
+
+def main_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The denoiser's first argument: the latents, in whatever form."""
+    return args[0] if args else kwargs[list(inspect.signature(type(module).forward).parameters)[1]]
+
+
+def _number(text: str) -> float:
+    return zlib.crc32(text.encode()) / 2**32
+
+
+def _digest(leaf: Any, rows: int) -> Tensor:
+    """A random projection of each row of a tensor (or of all of it), (R,) or (1,)."""
+    if not isinstance(leaf, Tensor):
+        return torch.tensor([_number(repr(leaf))], dtype=torch.float64)
+    flat = leaf.detach().double().cpu()
+    flat = flat.reshape(rows, -1) if leaf.ndim and len(leaf) == rows else flat.reshape(1, -1)
+    weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return flat @ weights / max(1, flat.shape[1]) ** 0.5
+
+
+def _map(output: Any, f: Any, length: int | None = None) -> Any:
+    """The output with f(tensor) for every tensor; lists of tensors get `length` of them."""
+    if isinstance(output, Tensor):
+        return f(output)
+    if isinstance(output, list) and output and isinstance(output[0], Tensor):
+        return [f(output[k % len(output)]) for k in range(length or len(output))]
+    if isinstance(output, dict):
+        return type(output)(**{key: _map(value, f, length) for key, value in output.items()})
+    if isinstance(output, list | tuple):
+        return type(output)(_map(value, f, length) for value in output)
+    return output
