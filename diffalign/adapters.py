@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ class Adapters:
             self.full = {POLICY: trained, REFERENCE: modules}
         else:
             for module in modules.values():
-                module.add_adapter(lora.config(module), adapter_name=POLICY)  # type: ignore[operator]
+                inject_adapter_in_model(lora.config(module), module, POLICY)
             self._settle()
 
     def module(self, name: str) -> nn.Module:
@@ -148,7 +148,7 @@ class Adapters:
             return
         assert self.lora is not None
         for module in self.base.values():
-            module.add_adapter(module.peft_config[POLICY], adapter_name=variant)  # type: ignore[operator,index]
+            inject_adapter_in_model(self.lora.config(module), module, variant)
         self._settle()
 
     def _settle(self) -> None:

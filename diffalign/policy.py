@@ -25,6 +25,7 @@ from diffalign.loading import DTYPES, load_pipeline
 from diffalign.lengths import PromptLengths
 from diffalign.seeds import normal
 from diffalign.shell import Shell
+from diffalign.stub import map_tensors
 
 __all__ = ["Conditioning", "LoraSpec", "Policy"]
 
@@ -366,6 +367,4 @@ def _guidance_name(source: Any) -> str:
 
 def _float(output: Any) -> Any:
     """What autocast made half precision, back in float32, as everything around the denoiser expects it."""
-    from diffalign.stub import _map
-
-    return _map(output, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+    return map_tensors(output, lambda tensor, _: tensor.float() if tensor.is_floating_point() else tensor)

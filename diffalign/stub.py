@@ -26,11 +26,11 @@ class Stub:
     def learn(self, name: str, main: Any, output: Any) -> None:
         """Remember how the form of an output follows from the main input."""
         shape = main.shape if isinstance(main, Tensor) else None
-        self.forms.setdefault(name, (shape, _map(output, lambda t: t.detach())))
+        self.forms.setdefault(name, (shape, map_tensors(output, lambda t, k: t.detach())))
 
     def blank(self, name: str, main: Any) -> Any:
         """An output of the right form; its content does not matter."""
-        return self._fill(name, main, lambda shape, like: torch.ones(shape, dtype=like.dtype, device=like.device))
+        return self._fill(name, main, lambda shape, like, k: torch.ones(shape, dtype=like.dtype, device=like.device))
 
     def __call__(self, name: str, main: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """cos(phase) A + sin(phase) B: A and B fixed noise, the phase (R,) a function of all arguments."""
@@ -39,19 +39,19 @@ class Stub:
         for path, leaf in leaves_of([list(args), kwargs]):
             phase = phase + (3 + 10 * _number(str(path))) * _digest(leaf, rows)
 
-        def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-            generator = torch.Generator().manual_seed(len(shape))
+        def noise(shape: tuple[int, ...], like: Tensor, item: int) -> Tensor:
+            generator = torch.Generator().manual_seed(item)
             a, b = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
             angle = (phase if len(phase) == shape[0] else phase.mean()[None]).reshape(-1, *[1] * (len(shape) - 1))
             return (angle.cos() * a + angle.sin() * b).to(like.device, like.dtype)
 
         return self._fill(name, main, noise)
 
-    def _fill(self, name: str, main: Any, make: Callable[[tuple[int, ...], Tensor], Tensor]) -> Any:
+    def _fill(self, name: str, main: Any, make: Callable[[tuple[int, ...], Tensor, int], Tensor]) -> Any:
         seen, output = self.forms.get(name) or next(iter(self.forms.values()))
         if seen is None:
-            return _map(output, lambda t: make(tuple(t.shape), t), len(main))
-        return _map(output, lambda t: make(_scaled(t.shape, seen, main.shape), t))
+            return map_tensors(output, lambda t, k: make(tuple(t.shape), t, k), len(main))
+        return map_tensors(output, lambda t, k: make(_scaled(t.shape, seen, main.shape), t, k))
 
 
 def _scaled(output: Sequence[int], seen: Sequence[int], now: Sequence[int]) -> tuple[int, ...]:
@@ -81,14 +81,14 @@ def _digest(leaf: Any, rows: int) -> Tensor:
     return flat @ weights / max(1, flat.shape[1]) ** 0.5
 
 
-def _map(output: Any, f: Any, length: int | None = None) -> Any:
-    """The output with f(tensor) for every tensor; lists of tensors get `length` of them."""
+def map_tensors(output: Any, f: Any, length: int | None = None) -> Any:
+    """The output with f(tensor, k) for every tensor, the k-th of its list; lists get `length` of them."""
     if isinstance(output, Tensor):
-        return f(output)
+        return f(output, 0)
     if isinstance(output, list) and output and isinstance(output[0], Tensor):
-        return [f(output[k % len(output)]) for k in range(length or len(output))]
+        return [f(output[k % len(output)], k) for k in range(length or len(output))]
     if isinstance(output, dict):
-        return type(output)(**{key: _map(value, f, length) for key, value in output.items()})
+        return type(output)(**{key: map_tensors(value, f, length) for key, value in output.items()})
     if isinstance(output, list | tuple):
-        return type(output)(_map(value, f, length) for value in output)
+        return type(output)(map_tensors(value, f, length) for value in output)
     return output

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Batch, Layout, leaves_of
+from diffalign.conditioning import Batch, Layout, Slot, leaves_of
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,8 @@ def _leaves(layout: Layout, moment: Moment, k: int) -> list[Any]:
 
 
 def _labels(layout: Layout) -> dict[int, str]:
-    paths = {leaf: path for path, leaf in leaves_of(layout.skeleton)}
-    return {int(n): ".".join(str(p) for p in (path[0], *path[2:])) for n, path in paths.items() if isinstance(n, int)}
+    paths = [(leaf, path) for path, leaf in leaves_of(layout.skeleton) if isinstance(leaf, Slot)]
+    return {int(n): ".".join(str(p) for p in (path[0], *path[2:])) for n, path in paths}
 
 
 def _static(column: Sequence[Any]) -> bool:
@@ -368,6 +368,8 @@ def _combine(trace: Sequence[Moment], blocks: Sequence[int], numbers: Sequence[f
 def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) -> Tensor:
     """Least squares, each weight snapped to a number that the call contains (or 1 minus it) if it is that one."""
     columns = torch.stack([part.detach().double().flatten() for part in parts], 1)
+    if torch.linalg.matrix_rank(columns) < columns.shape[1]:
+        raise Mismatch("the parts of the denoiser's output cannot be told apart")
     found = torch.linalg.lstsq(columns, output.detach().double().flatten()[:, None]).solution.flatten()
     exact = torch.tensor([0.0, 1.0, -1.0, *(v for g in numbers for v in (g, 1 - g, 1 + g, -g))], dtype=torch.float64)
     distance = (found.cpu()[:, None] - exact).abs()
