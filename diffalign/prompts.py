@@ -19,7 +19,7 @@ def packaged() -> dict[str, Path]:
     """name -> file of every packaged prompt list."""
     found: dict[str, Path] = {}
     for prefix, package, folder in PACKAGED:
-        for root in _roots(package):
+        for root in package_roots(package):
             found |= {prefix + file.stem: file for file in sorted((root / folder).glob("*.txt"))}
     return found
 
@@ -99,7 +99,7 @@ def _cell(row: dict[str, Any], column: str, path: str) -> str:
     return str(row[column])
 
 
-def _roots(package: str) -> list[Path]:
+def package_roots(package: str) -> list[Path]:
     """The folders of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     return [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []

@@ -1,0 +1,234 @@
+"""The configuration of a run: flat YAML plus `key=value` overrides, checked whole before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
+
+from diffalign import registry
+from diffalign.configfile import Origins, Raw, Rejected, explain, read
+from diffalign.errors import DiffalignError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """No unknown keys, and no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+
+class LoraConfig(Strict):
+    """LoRA of `rank`; the update is scaled by alpha / rank (null: alpha = rank).
+
+    targets: layer names, "attention", "attention+conv" or a regular expression; null: attention.
+    """
+
+    rank: Positive = 16
+    alpha: Above0 | None = None
+    targets: list[str] | str | None = None
+
+
+class Named(Strict):
+    """A name and the arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Everything but the keys of this class."""
+        return dict(self.model_extra or {})
+
+
+class RewardSpec(Named):
+    """A reward, its arguments, and its weight in the sum."""
+
+    weight: float = 1.0
+
+
+class RunConfig(Strict):
+    """All keys of a run; configs/*.yaml shows them with their units."""
+
+    # the model
+    model: str
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    quantize: str | None = None
+    call: dict[str, Any] = {}
+    negative_prompt: str | None = None
+    guidance_scale: NotNegative | None = None
+    steps: Positive
+    rule: Named | None = None
+    predict: Literal["auto", "replay", "template"] = "auto"
+    lora: LoraConfig | None = LoraConfig()
+    attention: str = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    offload: bool = False
+
+    # what it learns, and from what
+    algorithm: Named
+    reward: dict[str, RewardSpec] = Field(min_length=1)
+    prompts: str
+    heldout_reward: dict[str, RewardSpec] = Field(min_length=1)
+    heldout_prompts: str
+    heldout_limit: Positive = 64
+    heldout_seed: int = 1_000_003
+    diversity: str | None = "emoji_clip"
+
+    # how much of it
+    rounds: Positive
+    prompts_per_round: Positive
+    images_per_prompt: Positive
+    updates_per_round: Positive = 1
+    sample_batch: Positive = 16
+    micro_batch: Positive = 16
+
+    # the optimizer
+    lr: Above0
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NotNegative = 1e-4
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_eps: Above0 = 1e-8
+    max_grad_norm: Above0 = 1.0
+    ema_decay: Fraction | None = None
+
+    # looking, stopping, saving
+    eval_every: Positive = 5
+    keep_best: bool = True
+    max_kl: Above0 | None = None
+    max_heldout_drop: Above0 | None = None
+    on_limit: Literal["stop", "lower_lr"] = "stop"
+    minutes: Above0 | None = None
+    checkpoint_every: Positive = 5
+    keep_checkpoints: Positive = 2
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    seed: int = 0
+    out: str | None = None
+
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm(cls, value: Named) -> Named:
+        return _fits(value, registry.algorithm)
+
+    @field_validator("rule")
+    @classmethod
+    def _rule(cls, value: Named | None) -> Named | None:
+        return value and _fits(value, registry.rule)
+
+    @field_validator("reward", "heldout_reward")
+    @classmethod
+    def _rewards(cls, value: dict[str, RewardSpec]) -> dict[str, RewardSpec]:
+        problems = [p for label, spec in value.items() for p in _problems(spec, registry.reward_maker, label)]
+        if problems:
+            raise Rejected(problems)
+        return value
+
+    @field_validator("heldout_reward")
+    @classmethod
+    def _judged_by_another(cls, value: dict[str, RewardSpec], info: ValidationInfo) -> dict[str, RewardSpec]:
+        trained = [(spec.name, spec.arguments) for spec in info.data.get("reward", {}).values()]
+        if trained and all((spec.name, spec.arguments) in trained for spec in value.values()):
+            raise ValueError(
+                "holds only rewards that are trained on; add one that is not, or reward hacking stays unseen"
+            )
+        return value
+
+    @field_validator("images_per_prompt")
+    @classmethod
+    def _enough_pictures(cls, value: int, info: ValidationInfo) -> int:
+        chosen: Named | None = info.data.get("algorithm")
+        needed = getattr(registry.algorithm(chosen.name), "min_images_per_prompt", 1) if chosen else 1
+        if chosen and value < needed:
+            raise ValueError(
+                f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
+            )
+        return value
+
+    @field_validator("updates_per_round")
+    @classmethod
+    def _divides(cls, value: int, info: ValidationInfo) -> int:
+        prompts, processes = info.data.get("prompts_per_round"), int(os.environ.get("WORLD_SIZE", "1"))
+        if prompts and prompts % (value * processes):
+            raise ValueError(
+                f"prompts_per_round = {prompts} does not divide into updates_per_round = {value} x "
+                f"{processes} process(es); make prompts_per_round a multiple of {value * processes}"
+            )
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that a checkpoint must share with the run that goes on from it."""
+        return {key: value for key, value in self.resolved().items() if key not in FREE_ON_RESUME}
+
+    def resolved(self) -> dict[str, Any]:
+        """All keys with their values, as config.yaml holds them."""
+        return self.model_dump(mode="json")
+
+
+FREE_ON_RESUME = {
+    "out",
+    "minutes",
+    "trackers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "attention",
+    "compile",
+}
+"""What may change between a checkpoint and the run that goes on from it: none of it moves the weights."""
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A packaged config by name or a YAML file, with `key=value` overrides; all errors at once."""
+    return validate(*read(source, registry.configs(), overrides), source)
+
+
+def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -> RunConfig:
+    """A RunConfig from plain values; `origins` says where each key was written."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValueError as error:
+        raise explain(error, RunConfig, origins or {}, source) from None
+
+
+def _fits(value: Named, find: Callable[[str], Callable[..., Any]]) -> Named:
+    if problems := _problems(value, find, ""):
+        raise Rejected(problems)
+    return value
+
+
+def _problems(value: Named, find: Callable[[str], Callable[..., Any]], label: str) -> list[tuple[str, str]]:
+    """What is wrong with a name or its arguments: (key below this one, message)."""
+    try:
+        schema = _schema(find(value.name))
+        schema.model_validate(value.arguments)
+    except DiffalignError as error:
+        return [(f"{label}.name".strip("."), str(error))]
+    except ValueError as error:
+        return Rejected.of(error, schema, label).problems
+    return []
+
+
+def _schema(maker: Callable[..., Any]) -> type[BaseModel]:
+    """What a class or function takes, as a model that refuses unknown arguments."""
+    known = registry.parameters(maker).values()
+    named: Mapping[str, Any] = {
+        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+        for p in known
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    extra: Literal["allow", "forbid"] = "allow" if any(p.kind is p.VAR_KEYWORD for p in known) else "forbid"
+    return create_model(
+        "Arguments", __config__=ConfigDict(extra=extra, arbitrary_types_allowed=True), **named
+    )

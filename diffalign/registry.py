@@ -1,0 +1,166 @@
+"""Names to objects: algorithms, rewards, step rules, packaged configs, and classes of one's own.
+
+Built-in ones resolve by file name; `module:Class` and `file.py:Class` are one's own; the entry points
+of the group `diffalign.rewards` are those of other packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from diffalign.errors import DiffalignError, unknown
+from diffalign.prompts import package_roots
+
+
+def algorithms() -> list[str]:
+    """The built-in algorithms: one file each."""
+    return _files("diffalign.algorithms")
+
+
+def rewards() -> list[str]:
+    """The built-in rewards, one file each, and those of installed packages."""
+    return sorted({*_files("diffalign_rewards"), *_plugins()})
+
+
+def rules() -> list[str]:
+    """The step rules."""
+    from diffalign.steps import RULES
+
+    return sorted(RULES)
+
+
+def configs() -> dict[str, Path]:
+    """name -> file of every packaged config."""
+    return {f.stem: f for root in package_roots("diffalign_configs") for f in sorted(root.glob("*.yaml"))}
+
+
+def algorithm(name: str) -> type[Any]:
+    """The class of an algorithm; its fields are the hyper-parameters."""
+    found = _resolve("algorithm", name, algorithms(), _built_in_algorithm)
+    if not (isinstance(found, type) and all(hasattr(found, m) for m in ("collect", "minibatches", "losses"))):
+        raise DiffalignError(
+            f"{name} is not an algorithm: it needs to be a class with the methods collect, minibatches and "
+            "losses (docs/algorithms.md shows one)."
+        )
+    return found
+
+
+def rule(name: str) -> type[Any]:
+    """The class of a step rule."""
+    from diffalign.steps import RULES
+
+    if name not in RULES:
+        raise unknown("rule", name, RULES)
+    return RULES[name]
+
+
+def reward(name: str, **arguments: Any) -> Any:
+    """A reward, made with its arguments."""
+    return reward_maker(name)(**arguments)
+
+
+def reward_maker(name: str) -> Callable[..., Any]:
+    """What makes a reward: a class, or a plain function to which arguments are bound."""
+    found = _resolve("reward", name, rewards(), _built_in_reward)
+    return found if isinstance(found, type) else _binder(found)
+
+
+def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a class or a maker takes, by name, with evaluated annotations."""
+    try:
+        signature = inspect.signature(maker, eval_str=True)
+    except NameError:  # annotations that are imported for type checkers only
+        signature = inspect.signature(maker)
+    return signature.parameters
+
+
+def _binder(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function reward: everything after (images, prompts) can be bound."""
+    if not callable(function):
+        raise DiffalignError(f"a reward is a class or a function, not {function!r}.")
+    free = [p for p in list(parameters(function).values())[2:] if p.kind is not p.VAR_KEYWORD]
+
+    def bind(**arguments: Any) -> Callable[..., Any]:
+        return partial(function, **arguments) if arguments else function
+
+    named = [p.replace(kind=p.KEYWORD_ONLY) for p in free]
+    bind.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    return bind
+
+
+def _resolve(kind: str, name: str, built_in: Iterable[str], load: Callable[[str], Any]) -> Any:
+    if ":" in name:
+        return _own(kind, name)
+    if name not in built_in:
+        raise unknown(kind, name, [*built_in, "module:NAME", "file.py:NAME"])
+    return load(name)
+
+
+def _own(kind: str, name: str) -> Any:
+    """`module:Name` or `path/file.py:Name`; the current folder is searched as `python -m` would."""
+    where, _, attribute = name.rpartition(":")
+    module = _run_file(Path(where)) if where.endswith(".py") else _import(kind, where)
+    if not hasattr(module, attribute):
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise unknown(f"{kind} in {where}", attribute, public)
+    return getattr(module, attribute)
+
+
+def _import(kind: str, name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise DiffalignError(
+            f"{kind} module {name!r} could not be imported: {error}. Give a module that Python finds from "
+            f"{Path.cwd()}, or path/to/file.py:NAME."
+        ) from error
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise DiffalignError(f"the file {path} does not exist (looked in {Path.cwd()}).")
+    name = f"diffalign_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _files(package: str) -> list[str]:
+    found = [f.stem for root in package_roots(package) for f in root.glob("*.py")]
+    return sorted(stem for stem in found if not stem.startswith("_"))
+
+
+def _built_in_algorithm(name: str) -> Any:
+    """The one public class with `losses` that the file defines."""
+    module = importlib.import_module(f"diffalign.algorithms.{name}")
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    (found,) = (c for c in classes if hasattr(c, "losses"))
+    return found
+
+
+def _built_in_reward(name: str) -> Any:
+    """What carries the file's name: a function `jpeg_size`, or a class `JpegSize`."""
+    if name in (plugins := _plugins()):
+        return plugins[name].load()
+    module = importlib.import_module(f"diffalign_rewards.{name}")
+    spellings = {n.lower(): value for n, value in vars(module).items()}
+    return getattr(module, name, None) or spellings[name.replace("_", "")]
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="diffalign.rewards")}
