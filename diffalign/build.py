@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from diffalign import prompts, registry
 from diffalign.config import RewardSpec, RunConfig
@@ -31,13 +32,14 @@ def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
 
 def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
     """The captured model with its adapter, on this process's device."""
+    set_seed(config.seed)  # the adapter's initial weights, the same on every process
     call = {**config.call} | ({"negative_prompt": config.negative_prompt} if config.negative_prompt else {})
     return Policy.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
         quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=call,
         lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
         mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
-        gradient_checkpointing=config.gradient_checkpointing, device=accelerator.device, seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing, device=accelerator.device,
     )  # fmt: skip
 
 
@@ -68,6 +70,9 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     trained, watched = WeightedSum(rewards(config.reward)), rewards(config.heldout_reward)
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     model = policy(config, accelerator)
+    if config.offload:
+        model.encode([*dict.fromkeys([*train_prompts, *heldout])])
+        model.free_text_encoders()
     run = Run(
         model, rule(config, model), trained, train_prompts, batching, seed=config.seed, accelerator=accelerator
     )

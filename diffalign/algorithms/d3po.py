@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class D3PO:
     compare "pareto" prefers a picture only if no part of the reward is lower; else it is a tie.
     reference "previous_round" is the paper's mode for people's votes.
     """
+
+    min_images_per_prompt: ClassVar[int] = 2
 
     mode: Literal["paper_code", "calibrated"] = "calibrated"
     beta: float = 0.1

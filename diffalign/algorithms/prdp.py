@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class PRDP:
     epochs: passes over the round's minibatches. share_noise gives the pictures of a prompt one x_T;
     then the optimum is reached exactly even if the sampler is not memoryless.
     """
+
+    min_images_per_prompt: ClassVar[int] = 2
 
     beta_nats: float = 0.1
     clip_mean: float = 1e-4
