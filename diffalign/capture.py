@@ -6,6 +6,7 @@ replaying the pipeline's own loop, and to decode. Dimensions: B samples, N steps
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from diffalign.conditioning import Batch, Conditioning, Layout, fill_masks, learn, rows_layout, settle_masks
 from diffalign.errors import DiffalignError
-from diffalign.grid import Grid
 from diffalign.schedulers import grid_of
 from diffalign.shell import Shell, Stop, Watch
 from diffalign.stub import Stub, main_input
@@ -32,10 +32,11 @@ class Capture:
         self.stub = Stub()
         self.joint = False
         self.prompt_layout: Layout | None = None
-        self.blank: Batch | None = None
+        self.sample: Batch | None = None
         self.template: Template | None = None
         self.reason = ""
         self._replay: dict[int, str] = {}
+        self._initial: tuple[int, ...] | None = None
 
     # --- encode ---
 
@@ -78,8 +79,9 @@ class Capture:
 
     def probe(self, batch: Batch, predict: str) -> None:
         """Learn everything else from one batch of two prompts; one real denoiser call, the rest stubbed."""
-        self.blank = batch[:1]
+        self.sample = batch[:1]
         self._learn_output(batch[:1])
+        self._learn_initial(batch)
         self._probe_batch, self.trace = batch, self._traced(batch)
         first = self.trace[0]
         self.latent_shape, self.dtype = tuple(first.sample.shape[1:]), first.sample.dtype
@@ -100,6 +102,25 @@ class Capture:
         with torch.no_grad():
             self._run(batch, Watch(denoise, _stop))
 
+    def _learn_initial(self, batch: Batch) -> None:
+        """Whether the pipeline starts from latents we give as they are; then it draws none itself."""
+        seen: list[Tensor] = []
+
+        def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+            seen.append(sample)
+            raise Stop
+
+        if not self.shell.takes("latents"):
+            return
+        with torch.no_grad():
+            self._run(batch, Watch(self._blank, step))
+            given = torch.ones_like(seen[0]) if seen else torch.ones(())
+            with contextlib.suppress(ValueError, RuntimeError, IndexError, TypeError):
+                self._run(batch, Watch(self._blank, step), latents=given)
+        if len(seen) == 2 and _is(seen[1], given):
+            self._initial = tuple(given.shape[1:])
+            self._initial_like = given[:0]
+
     def _traced(self, batch: Batch) -> list[Moment]:
         """Every step of a run with the denoiser stubbed and random latents between the steps."""
         trace: list[Moment] = []
@@ -108,7 +129,7 @@ class Capture:
         handed: list[Tensor] = []
 
         def denoise(name: str, args: Any, kwargs: Any) -> Any:
-            output = self.stub(name, self._main(name, args, kwargs), args, kwargs)
+            output = self._stubbed(name, args, kwargs)
             calls.append((name, [list(args), dict(kwargs)], output))
             return output
 
@@ -160,7 +181,7 @@ class Capture:
 
         def denoise(name: str, args: Any, kwargs: Any) -> Any:
             calls.append([list(args), dict(kwargs)])
-            return self.stub.blank(name, self._main(name, args, kwargs))
+            return self._blank(name, args, kwargs)
 
         with torch.no_grad():
             self._run(batch, Watch(denoise, _stop))
@@ -210,9 +231,7 @@ class Capture:
         done = 0
 
         def ask(name: str, args: Any, kwargs: Any) -> Any:
-            if done < last:
-                return self.stub.blank(name, self._main(name, args, kwargs))
-            return denoise(name, args, kwargs)
+            return (self._blank if done < last else denoise)(name, args, kwargs)
 
         def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
             nonlocal done
@@ -221,7 +240,7 @@ class Capture:
             done += 1
             return x
 
-        extra = {"latents": x} if last == 0 and self.shell.takes("latents") else {}
+        extra = {"latents": x} if last == 0 and self._initial else {}
         result: Tensor = self._run(batch, Watch(ask, step, keep=[0, index] if way == "pair" else None), **extra)
         return result
 
@@ -229,16 +248,12 @@ class Capture:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The pipeline's own tail on latents (B, ...): pictures (B, 3, H, W) or videos (B, F, 3, H, W)."""
-        assert self.blank is not None
-        batch = self.blank[[0] * len(latents)]
-
-        def denoise(name: str, args: Any, kwargs: Any) -> Any:
-            return self.stub.blank(name, self._main(name, args, kwargs))
-
-        watch = Watch(denoise, lambda output, timestep, sample: latents, keep=[self.grid.steps - 1])
+        assert self.sample is not None
+        batch = self.sample[[0] * len(latents)]
+        watch = Watch(self._blank, lambda output, timestep, sample: latents, keep=[self.grid.steps - 1])
         pictures = self._run(batch, watch)[0]
         pictures = torch.stack(list(pictures)) if isinstance(pictures, list) else pictures
-        return pictures.float()  # type: ignore[no-any-return]
+        return pictures.float()
 
     # --- common ---
 
@@ -247,10 +262,15 @@ class Capture:
         if "encoded" in tree:
             remembered: Iterator[Any] = iter(tree["encoded"])
             watch.encode = lambda original, args, kwargs: next(remembered)
+        if self._initial is not None:
+            extra = {"latents": self._initial_like.new_zeros(batch.size, *self._initial), **extra}
         return self.shell.run(tree["inputs"], batch.size, watch, **extra)
 
     def _main(self, name: str, args: Any, kwargs: Any) -> Any:
         return main_input(self.shell.denoisers[name], args, kwargs)
+
+    def _blank(self, name: str, args: Any, kwargs: Any) -> Any:
+        return self.stub.blank(name, self._main(name, args, kwargs))
 
     def _stubbed(self, name: str, args: Any, kwargs: Any) -> Any:
         return self.stub(name, self._main(name, args, kwargs), args, kwargs)
