@@ -50,7 +50,9 @@ class Optimizer:
             weight_decay=settings.weight_decay,
         )
         warmup = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
-        self.schedule = get_scheduler(warmup, self.adam, settings.warmup_updates, settings.updates)
+        self.schedule = get_scheduler(
+            warmup, self.adam, num_warmup_steps=settings.warmup_updates, num_training_steps=settings.updates
+        )
         fp16 = accelerator.mixed_precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
         decay = settings.ema_decay
