@@ -53,9 +53,15 @@ def stable_diffusion() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**sd15_parts())
 
 
-def stable_diffusion_inpaint() -> StableDiffusionInpaintPipeline:
-    """stable-diffusion-inpainting: mask and masked image are five more input channels."""
-    return StableDiffusionInpaintPipeline(**sd15_parts(in_channels=9))
+def stable_diffusion_inpaint(log_variance: float = -30.0) -> StableDiffusionInpaintPipeline:
+    """stable-diffusion-inpainting: mask and masked image are five more input channels.
+
+    The masked image's latents are drawn at random by the VAE; as in trained ones, almost from a point.
+    """
+    pipe = StableDiffusionInpaintPipeline(**sd15_parts(in_channels=9))
+    pipe.vae.quant_conv.weight[4:] = 0
+    pipe.vae.quant_conv.bias[4:] = log_variance
+    return pipe
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
