@@ -1,0 +1,40 @@
+"""The embedded model: a small, real text-to-image model of emoji, its pictures, prompts and CLIP.
+
+Nothing heavy is imported before a function needs it. `python -m diffalign_demo.emoji.recipe` rebuilds
+everything in this folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+ROOT = Path(__file__).parent
+BASE = ROOT / "base"
+CLIP = ROOT / "clip"
+PICTURES = ROOT / "pictures.parquet"
+
+
+def load_pipeline(**kwargs: Any) -> StableDiffusionPipeline:
+    """The base model; `kwargs` go to `StableDiffusionPipeline.from_pretrained`. It draws 64×64 pixels."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(BASE, **kwargs)
+
+
+def prompts(split: str) -> list[str]:
+    """Names without a style word: "train" for alignment runs, "heldout" for judging them (64)."""
+    path = ROOT / "prompts" / f"{split}.txt"
+    if not path.is_file():
+        raise ValueError(f"prompt list {split!r} is unknown; there are {sorted(p.stem for p in path.parent.iterdir())}")
+    return path.read_text().splitlines()
+
+
+def pictures() -> list[dict[str, str | bytes]]:
+    """All 3,240 pictures as rows: name, style (flat or 3d), code, category, split, webp (bytes)."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(PICTURES).to_pylist()

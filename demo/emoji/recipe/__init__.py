@@ -1,0 +1,1 @@
+"""Rebuilds the embedded emoji model: pictures, autoencoder, denoiser, CLIP and card."""
