@@ -9,11 +9,10 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -42,7 +41,10 @@ class LoraSpec:
         """peft's configuration for one denoiser."""
         alpha = self.rank if self.alpha is None else self.alpha
         return LoraConfig(
-            r=self.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=resolve(self.targets, module)
+            r=self.rank,
+            lora_alpha=alpha,
+            init_lora_weights="gaussian",
+            target_modules=resolve(self.targets, module),
         )
 
 
@@ -50,7 +52,9 @@ def resolve(targets: str | list[str] | None, module: nn.Module) -> str | list[st
     """Layers to adapt; raises if a given name fits none."""
     layers = [n for n, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d)]
     if targets is None or targets in ("attention", "attention+conv"):
-        names = _present(ATTENTION, layers) or next((f for o in OTHER_ATTENTION if (f := _present(o, layers))), [])
+        names = _present(ATTENTION, layers) or next(
+            (f for o in OTHER_ATTENTION if (f := _present(o, layers))), []
+        )
         names += _present(CONVOLUTIONS, layers) if targets == "attention+conv" else []
         if not names:
             raise DiffalignError(
@@ -144,7 +148,9 @@ class Adapters:
     def _add(self, variant: str) -> None:
         self.snapshots.append(variant)
         if self.full:
-            self.full[variant] = {k: copy.deepcopy(m).requires_grad_(False) for k, m in self.full[POLICY].items()}
+            self.full[variant] = {
+                k: copy.deepcopy(m).requires_grad_(False) for k, m in self.full[POLICY].items()
+            }
             return
         assert self.lora is not None
         for module in self.base.values():
@@ -175,70 +181,18 @@ def _trainable_copy(module: nn.Module) -> nn.Module:
     own = copy.deepcopy(module)
     for parameter in own.parameters():
         if not parameter.is_floating_point():
-            raise DiffalignError("quantised weights cannot be trained in full; use LoRA (`lora: {rank: 16}`).")
+            raise DiffalignError(
+                "quantised weights cannot be trained in full; use LoRA (`lora: {rank: 16}`)."
+            )
         parameter.data = parameter.data.float()
     return own.requires_grad_(True)
-
-
-def save(adapters: Adapters, pipeline: type, folder: Path) -> None:
-    """Write LoRA as diffusers reads it (`load_lora_weights` where the pipeline has it), or the full weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, module in adapters.base.items():
-        if adapters.full:
-            adapters.full[POLICY][name].save_pretrained(folder / name)  # type: ignore[operator]
-        elif not hasattr(pipeline, "save_lora_weights"):
-            module.save_lora_adapter(_own(folder, name, adapters), adapter_name=POLICY)  # type: ignore[operator]
-        else:
-            _save_for_pipeline(module, name, pipeline, _own(folder, name, adapters))
-
-
-def _own(folder: Path, name: str, adapters: Adapters) -> Path:
-    """A second denoiser's LoRA goes into a folder of its own."""
-    return folder if name == next(iter(adapters.base)) else folder / name
-
-
-def _save_for_pipeline(module: nn.Module, name: str, pipeline: Any, folder: Path) -> None:
-    kind = "unet" if name.startswith("unet") else "transformer"
-    layers = get_peft_model_state_dict(module, adapter_name=POLICY)
-    metadata = module.peft_config[POLICY].to_dict()  # type: ignore[index,operator]
-    pipeline.save_lora_weights(
-        folder, **{f"{kind}_lora_layers": layers, f"{kind}_lora_adapter_metadata": metadata}
-    )
-
-
-def load(adapters: Adapters, pipeline: Any, folder: Path) -> None:
-    """Read what `save` wrote into the policy."""
-    for name in adapters.base:
-        source = folder / name if adapters.full else _own(folder, name, adapters)
-        if not source.is_dir():
-            raise DiffalignError(f"there are no saved weights in {str(source)!r}.")
-        if adapters.full:
-            module: Any = adapters.full[POLICY][name]
-            module.load_state_dict(type(module).from_pretrained(source).state_dict())
-        else:
-            _load_lora(adapters.base[name], name, source)
-
-
-def _load_lora(module: nn.Module, name: str, folder: Path) -> None:
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    file = folder / "pytorch_lora_weights.safetensors"
-    if not file.is_file():
-        raise DiffalignError(f"there are no LoRA weights in {str(folder)!r} (no {file.name}).")
-    kind = "unet." if name.startswith("unet") else "transformer."
-    state = {key.removeprefix(kind): tensor for key, tensor in load_file(file).items()}
-    own = get_peft_model_state_dict(module, adapter_name=POLICY)
-    if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
-        raise DiffalignError(f"the LoRA in {str(folder)!r} is of another model, rank or choice of targets.")
-    set_peft_model_state_dict(module, state, adapter_name=POLICY)
 
 
 def spec_text(adapters: Adapters) -> str:
     """What is trained, in words."""
     if adapters.lora is None:
         return "all weights (a second, frozen copy is the reference)"
-    targets = next(iter(adapters.base.values())).peft_config[POLICY].target_modules  # type: ignore[index,union-attr]
-    alpha = adapters.lora.rank if adapters.lora.alpha is None else adapters.lora.alpha
+    module: Any = next(iter(adapters.base.values()))
+    targets, alpha = module.peft_config[POLICY].target_modules, adapters.lora.alpha
     shown = targets if isinstance(targets, str) else ", ".join(sorted(targets))
-    return f"LoRA of rank {adapters.lora.rank}, alpha {alpha:g}, on {shown}"
+    return f"LoRA of rank {adapters.lora.rank}, alpha {alpha or adapters.lora.rank:g}, on {shown}"

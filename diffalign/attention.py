@@ -29,12 +29,18 @@ def _check_xformers(device: torch.device) -> None:
             "attention: xformers is not installed. `pip install 'diffalign[xformers]'`, or use attention: auto."
         )
     if device.type != "cuda":
-        raise DiffalignError(f"attention: xformers needs a CUDA device, this run is on {device}. Use attention: auto.")
+        raise DiffalignError(
+            f"attention: xformers needs a CUDA device, this run is on {device}. Use attention: auto."
+        )
 
 
 def _set(module: Any, backend: str) -> None:
     try:
-        if backend == "xformers" and hasattr(module, "set_attn_processor") and "UNet" in type(module).__name__:
+        if (
+            backend == "xformers"
+            and hasattr(module, "set_attn_processor")
+            and "UNet" in type(module).__name__
+        ):
             module.enable_xformers_memory_efficient_attention()
         elif backend == "sdpa" and "UNet" in type(module).__name__:
             module.set_default_attn_processor()

@@ -136,7 +136,9 @@ class Capture:
         def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
             if handed and not torch.equal(handed[-1].to(sample.dtype), sample):
                 raise DiffalignError(_CHANGED.format(self.shell.family))
-            trace.append(Moment(calls.copy(), _same_channels(output, sample), torch.as_tensor(timestep), sample))
+            trace.append(
+                Moment(calls.copy(), _same_channels(output, sample), torch.as_tensor(timestep), sample)
+            )
             calls.clear()
             fresh = torch.randn(sample.shape, generator=generator).to(sample.device, sample.dtype)
             handed.append(fresh)
@@ -241,7 +243,9 @@ class Capture:
             return x
 
         extra = {"latents": x} if last == 0 and self._initial else {}
-        result: Tensor = self._run(batch, Watch(ask, step, keep=[0, index] if way == "pair" else None), **extra)
+        result: Tensor = self._run(
+            batch, Watch(ask, step, keep=[0, index] if way == "pair" else None), **extra
+        )
         return result
 
     # --- decode ---
@@ -297,7 +301,9 @@ def _is(sample: Tensor, x: Tensor) -> bool:
 
 def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and (not a.is_floating_point() or torch.allclose(a, b, rtol=1e-3, atol=1e-4))
+        return a.shape == b.shape and (
+            not a.is_floating_point() or torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        )
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and bool(a == b)

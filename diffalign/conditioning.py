@@ -64,7 +64,9 @@ class Batch:
     def tree(self) -> Any:
         """The tree as the pipeline made it: a mask that hides nothing is None again."""
         pairs = zip(self.layout.leaves, self.values, strict=True)
-        return self.layout.build([None if leaf.mask_of is not None and bool(v.all()) else v for leaf, v in pairs])
+        return self.layout.build(
+            [None if leaf.mask_of is not None and bool(v.all()) else v for leaf, v in pairs]
+        )
 
     def __getitem__(self, rows: Rows) -> Batch:
         index = _indices(rows, self.size)
@@ -83,7 +85,11 @@ class Batch:
             raise DiffalignError("these prompts are conditioned in different ways; encode them in one call.")
         sizes = [part.size for part in parts]
         columns = zip(*(part.values for part in parts), strict=True)
-        return cls(first.layout, [_cat(*c, sizes) for c in zip(first.layout.leaves, columns, strict=True)], sum(sizes))
+        return cls(
+            first.layout,
+            [_cat(*c, sizes) for c in zip(first.layout.leaves, columns, strict=True)],
+            sum(sizes),
+        )
 
 
 @dataclass
@@ -108,7 +114,9 @@ class Conditioning:
 
     def to(self, device: torch.device | str) -> Conditioning:
         """The same on another device."""
-        return Conditioning(self.batch.to(device), {name: part.to(device) for name, part in self.captured.items()})
+        return Conditioning(
+            self.batch.to(device), {name: part.to(device) for name, part in self.captured.items()}
+        )
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -155,7 +163,9 @@ def rows_layout(tree: dict[str, Any], size: int) -> Layout:
     mask = next((n for n, name in enumerate(names) if "mask" in name), None)
     for name, value in tree.items():
         if not isinstance(value, Tensor | list | tuple) or len(value) != size:
-            raise DiffalignError(f"{name!r} must be a tensor or a list with one row for each of {size} samples.")
+            raise DiffalignError(
+                f"{name!r} must be a tensor or a list with one row for each of {size} samples."
+            )
     side: Literal["right"] | None = "right" if mask is not None else None
     kinds = (Leaf("rows", side=side) if isinstance(tree[name], Tensor) else Leaf("items") for name in names)
     return Layout({name: Slot(n) for n, name in enumerate(names)}, tuple(kinds))
@@ -172,7 +182,9 @@ def _learn(small: Any, large: Any, sizes: tuple[int, int], leaves: list[Leaf]) -
 
     b, total = sizes
     if isinstance(large, Tensor) and small is None:
-        return slot(Leaf("rows", large.shape[0] // total, "right", 0.0, -1, str(large.dtype).removeprefix("torch.")))
+        return slot(
+            Leaf("rows", large.shape[0] // total, "right", 0.0, -1, str(large.dtype).removeprefix("torch."))
+        )
     if isinstance(large, Tensor) and isinstance(small, Tensor):
         if large.ndim and small.shape[0] * total == large.shape[0] * b:
             return slot(Leaf("rows", small.shape[0] // b, *_padding(small, large, sizes)))
@@ -187,12 +199,17 @@ def _learn(small: Any, large: Any, sizes: tuple[int, int], leaves: list[Leaf]) -
     return slot(Leaf("shared"))
 
 
-def _padding(small: Tensor, large: Tensor, sizes: tuple[int, int]) -> tuple[Literal["right", "left"] | None, float]:
+def _padding(
+    small: Tensor, large: Tensor, sizes: tuple[int, int]
+) -> tuple[Literal["right", "left"] | None, float]:
     """How the first sample, alone in `small`, was made as long as the longest in `large`."""
     if small.shape[1:] == large.shape[1:] or small.shape[2:] != large.shape[2:]:
         return None, 0.0
     length, own, padded = small.shape[1], small[0], large[0]
-    for side, kept, rest in (("right", padded[:length], padded[length:]), ("left", padded[-length:], padded[:-length])):
+    for side, kept, rest in (
+        ("right", padded[:length], padded[length:]),
+        ("left", padded[-length:], padded[:-length]),
+    ):
         if torch.allclose(kept.double(), own.double(), rtol=1e-4, atol=1e-4 * float(own.abs().max())):
             constant = rest.flatten()[0] if bool((rest == rest.flatten()[0]).all()) else 0.0
             return side, float(constant)  # type: ignore[return-value]
@@ -207,7 +224,9 @@ def settle_masks(layout: Layout, small: list[Any], large: list[Any]) -> Layout:
             own = int(large[n][0].sum())
             near = [k for k, s in enumerate(small) if k != n and _length(s) == own and layout.leaves[k].side]
             if not near:
-                raise DiffalignError("a part of the conditioning is there in a batch of prompts but not for one alone.")
+                raise DiffalignError(
+                    "a part of the conditioning is there in a batch of prompts but not for one alone."
+                )
             settled[n] = replace(leaf, mask_of=min(near, key=lambda k: abs(k - n)))
     return replace(layout, leaves=tuple(settled))
 
@@ -314,7 +333,9 @@ def _dump(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             return {kind: [_dump(part, f"{name}.{k}", tensors) for k, part in enumerate(value)]}
         case None | bool() | int() | float() | str():
             return {"value": value}
-    raise DiffalignError(f"this pipeline's conditioning holds a {type(value).__name__}, which cannot be saved.")
+    raise DiffalignError(
+        f"this pipeline's conditioning holds a {type(value).__name__}, which cannot be saved."
+    )
 
 
 def _parse(data: Any, tensors: dict[str, Tensor]) -> Any:

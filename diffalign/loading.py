@@ -24,7 +24,11 @@ QUANTIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def load_pipeline(
-    model: str, revision: str | None, variant: str | None, dtype: str | torch.dtype | None, quantize: str | None
+    model: str,
+    revision: str | None,
+    variant: str | None,
+    dtype: str | torch.dtype | None,
+    quantize: str | None,
 ) -> DiffusionPipeline:
     """The pipeline of a model; DiffalignError says what is missing."""
     if isinstance(dtype, str) and dtype not in DTYPES:

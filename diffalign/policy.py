@@ -14,21 +14,22 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from diffalign import adapters as adapting
-from diffalign.adapters import Adapters, LoraSpec
+from diffalign import weights
+from diffalign.adapters import Adapters, LoraSpec, spec_text
 from diffalign.attention import set_attention
 from diffalign.capture import Capture
 from diffalign.conditioning import Batch, Conditioning
 from diffalign.errors import DiffalignError, unknown
 from diffalign.grid import Grid
-from diffalign.loading import DTYPES, load_pipeline
 from diffalign.lengths import PromptLengths
+from diffalign.loading import DTYPES, load_pipeline
 from diffalign.seeds import normal
 from diffalign.shell import Shell
 from diffalign.stub import map_tensors
 
 __all__ = ["Conditioning", "LoraSpec", "Policy"]
 
+PREDICT = ("auto", "replay", "template")
 MIXED = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,12 +57,10 @@ class Policy:
         compile: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        for kind, name, allowed in (
-            ("predict", predict, ("auto", "replay", "template")),
-            ("mixed_precision", mixed_precision, MIXED),
-        ):
-            if name not in allowed:
-                raise unknown(kind, name, allowed)
+        if predict not in PREDICT:
+            raise unknown("predict", predict, PREDICT)
+        if mixed_precision not in MIXED:
+            raise unknown("mixed_precision", mixed_precision, MIXED)
         arguments = dict(call or {})
         if guidance_scale is not None:
             arguments[_guidance_name(pipeline)] = guidance_scale
@@ -207,11 +206,11 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write the trained weights in diffusers' format."""
-        adapting.save(self.adapters, self.pipeline_class, Path(folder))
+        weights.save(self.adapters, self.pipeline_class, Path(folder))
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote."""
-        adapting.load(self.adapters, self.pipeline_class, Path(folder))
+        weights.load(self.adapters, Path(folder))
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders; prompts already encoded stay known."""
@@ -226,7 +225,7 @@ class Policy:
         count = sum(parameter.numel() for parameter in self.trainable())
         lines = [
             f"{self.shell.family}, denoiser {', '.join(self.shell.denoisers)} ({type(self.denoiser).__name__})",
-            f"trained: {adapting.spec_text(self.adapters)}, {count:,} parameters",
+            f"trained: {spec_text(self.adapters)}, {count:,} parameters",
         ]
         if not self._probed:
             return "\n".join([*lines, "grid and predict: known after the first encode (no text encoder)"])
@@ -270,7 +269,9 @@ class Policy:
         listed = t.tolist()
         if len(set(listed)) == 1:
             return predict(x, t, cond)  # type: ignore[no-any-return]
-        groups = {value: [k for k, other in enumerate(listed) if other == value] for value in dict.fromkeys(listed)}
+        groups = {
+            value: [k for k, other in enumerate(listed) if other == value] for value in dict.fromkeys(listed)
+        }
         outputs = torch.cat([predict(x[rows], t[rows], cond[rows]) for rows in groups.values()])
         order = [row for rows in groups.values() for row in rows]
         return torch.index_select(outputs, 0, torch.tensor(order, device=outputs.device).argsort())
@@ -279,11 +280,13 @@ class Policy:
         """(B,) grid indices of timesteps (B,)."""
         match = self.grid.timesteps[None] == t.detach().cpu().to(self.grid.timesteps.dtype).reshape(-1, 1)
         if not bool(match.any(1).all()):
-            raise DiffalignError(f"timesteps {t.tolist()} are not all on the grid {self.grid.timesteps.tolist()}.")
+            raise DiffalignError(
+                f"timesteps {t.tolist()} are not all on the grid {self.grid.timesteps.tolist()}."
+            )
         return match.int().argmax(1)
 
     def _takes_vectors(self, x: Tensor, cond: Conditioning) -> bool:
-        """Whether the denoiser takes a timestep a row; tried once with two rows where the pipeline gives one for all."""
+        """Whether the denoiser takes a timestep a row; tried once where the pipeline gives one for all rows."""
         template = self.capture.template
         assert template is not None
         if self._vector is None:
@@ -314,7 +317,9 @@ class Policy:
 
     def _encode_embeds(self, embeds: dict[str, Any]) -> Conditioning:
         if not embeds:
-            raise DiffalignError("encode needs prompts, or embeddings under the pipeline's own argument names.")
+            raise DiffalignError(
+                "encode needs prompts, or embeddings under the pipeline's own argument names."
+            )
         moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in embeds.items()}
         size = len(next(iter(moved.values())))
         batch = self.capture.embeds(moved, size)
@@ -358,7 +363,11 @@ def _guidance_name(source: Any) -> str:
     """The argument that scales guidance: true CFG where the denoiser was not distilled with guidance."""
     import inspect
 
-    parameters = source.parameters if isinstance(source, Shell) else inspect.signature(type(source).__call__).parameters
+    parameters = (
+        source.parameters
+        if isinstance(source, Shell)
+        else inspect.signature(type(source).__call__).parameters
+    )
     pipe = source.pipe if isinstance(source, Shell) else source
     transformer = getattr(pipe, "transformer", None)
     distilled = getattr(getattr(transformer, "config", None), "guidance_embeds", False)

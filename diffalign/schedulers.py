@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -36,7 +37,11 @@ def deterministic(scheduler: Any, family: str) -> Any:
             f"{family}: {type(scheduler).__name__} belongs neither to a variance-preserving diffusion model (betas) "
             "nor to a rectified flow. diffalign knows these two kinds; give the pipeline a scheduler of one of them."
         )
-    own = DDIMScheduler.from_config(scheduler.config, trained_betas=scheduler.betas.tolist())
+    ours = inspect.signature(DDIMScheduler.__init__).parameters
+    other = {key: value for key, value in scheduler.config.items() if key not in ours and key[0] != "_"}
+    known = {key: value for key, value in scheduler.config.items() if key not in other}
+    own = DDIMScheduler.from_config(known, trained_betas=scheduler.betas.tolist())
+    own.register_to_config(**other)
     own.alphas_cumprod = scheduler.alphas_cumprod.clone()
     own.final_alpha_cumprod = torch.tensor(1.0) if own.config.set_alpha_to_one else own.alphas_cumprod[0]
     return own

@@ -103,7 +103,9 @@ class Shell:
         allowed = set(self.parameters) - OURS - {"self", "kwargs", "args"}
         for name in call:
             if name in OURS:
-                raise DiffalignError(f"{name!r} is set by diffalign itself; leave it out of the call's arguments.")
+                raise DiffalignError(
+                    f"{name!r} is set by diffalign itself; leave it out of the call's arguments."
+                )
             if name not in allowed:
                 raise unknown(f"argument of {self.family}", name, allowed)
         return dict(call)

@@ -30,7 +30,9 @@ class Stub:
 
     def blank(self, name: str, main: Any) -> Any:
         """An output of the right form; its content does not matter."""
-        return self._fill(name, main, lambda shape, like, k: torch.ones(shape, dtype=like.dtype, device=like.device))
+        return self._fill(
+            name, main, lambda shape, like, k: torch.ones(shape, dtype=like.dtype, device=like.device)
+        )
 
     def __call__(self, name: str, main: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """cos(phase) A + sin(phase) B: A and B fixed noise, the phase (R,) a function of all arguments."""
@@ -42,8 +44,10 @@ class Stub:
         def noise(shape: tuple[int, ...], like: Tensor, item: int) -> Tensor:
             generator = torch.Generator().manual_seed(item)
             a, b = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
-            angle = (phase if len(phase) == shape[0] else phase.mean()[None]).reshape(-1, *[1] * (len(shape) - 1))
-            return (angle.cos() * a + angle.sin() * b).to(like.device, like.dtype)
+            angle = (phase if len(phase) == shape[0] else phase.mean()[None]).reshape(
+                -1, *[1] * (len(shape) - 1)
+            )
+            return torch.as_tensor(angle.cos() * a + angle.sin() * b).to(like.device, like.dtype)
 
         return self._fill(name, main, noise)
 
@@ -78,7 +82,7 @@ def _digest(leaf: Any, rows: int) -> Tensor:
     flat = leaf.detach().double().cpu()
     flat = flat.reshape(rows, -1) if leaf.ndim and len(leaf) == rows else flat.reshape(1, -1)
     weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    return flat @ weights / max(1, flat.shape[1]) ** 0.5
+    return torch.mv(flat, weights).div(max(1, flat.shape[1]) ** 0.5)
 
 
 def map_tensors(output: Any, f: Any, length: int | None = None) -> Any:

@@ -53,10 +53,13 @@ class Latents:
     listed: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, captured: Any) -> Any:
+        """See Writer."""
         x = x.to(self.dtype)
         x = torch.cat([x] * self.blocks) if self.blocks > 1 else x
         if self.axis is not None:
-            rest = captured.narrow(self.axis, x.shape[self.axis], captured.shape[self.axis] - x.shape[self.axis])
+            rest = captured.narrow(
+                self.axis, x.shape[self.axis], captured.shape[self.axis] - x.shape[self.axis]
+            )
             x = torch.cat([x, rest], self.axis)
         x = x if self.unsqueezed is None else x.unsqueeze(self.unsqueezed)
         return list(x.unbind()) if self.listed else x
@@ -96,6 +99,7 @@ class Time:
         return () if self.scalar else self.shape[1:]
 
     def __call__(self, x: Tensor, t: Tensor, captured: Any) -> Tensor:
+        """See Writer."""
         value = FORMS[self.form](t.to(self.inner)).to(self.dtype)
         if t.ndim == 0:
             return value.reshape(self.shape)
@@ -121,12 +125,15 @@ class Linear:
     weights: tuple[float, ...]
 
     def __call__(self, parts: Sequence[Tensor], at: Tensor | None) -> Tensor:
+        """See Combine."""
         if len(parts) == 1:
             return parts[0] if self.weights == (1.0,) else parts[0] * self.weights[0]
         if len(parts) == 2 and abs(sum(self.weights) - 1) < 1e-9:
             base, guided = (0, 1) if self.weights[0] < self.weights[1] else (1, 0)
             return parts[base] + self.weights[guided] * (parts[guided] - parts[base])
-        return sum((w * p for w, p in zip(self.weights[1:], parts[1:], strict=True)), self.weights[0] * parts[0])
+        return sum(
+            (w * p for w, p in zip(self.weights[1:], parts[1:], strict=True)), self.weights[0] * parts[0]
+        )
 
     def __str__(self) -> str:
         return "weights " + ", ".join(f"{w:g}" for w in self.weights)
@@ -139,9 +146,15 @@ class Scheduled:
     weights: Tensor
 
     def __call__(self, parts: Sequence[Tensor], at: Tensor | None) -> Tensor:
+        """See Combine."""
         assert at is not None
-        rows = self.weights[at.cpu()].to(parts[0].device, parts[0].dtype).reshape(*at.shape, -1, *[1] * (parts[0].ndim - 1))
-        return sum((rows[:, k] * part for k, part in enumerate(parts[1:], 1)), rows[:, 0] * parts[0])
+        first = parts[0]
+        rows = (
+            self.weights[at.cpu()]
+            .to(first.device, first.dtype)
+            .reshape(-1, len(parts), *[1] * (first.ndim - 1))
+        )
+        return sum((rows[:, k] * part for k, part in enumerate(parts[1:], 1)), rows[:, 0] * first)
 
     def __str__(self) -> str:
         return f"weights that go with the step, {self.weights[0].tolist()} at the first"
@@ -155,6 +168,7 @@ class Rescaled:
     amount: float
 
     def __call__(self, parts: Sequence[Tensor], at: Tensor | None) -> Tensor:
+        """See Combine."""
         out, guided = self.linear(parts, at), parts[_guided(self.linear)]
         dims = list(range(1, out.ndim))
         same = out * (guided.std(dims, keepdim=True) / out.std(dims, keepdim=True))
@@ -172,9 +186,12 @@ class Normed:
     sign: float = 1.0
 
     def __call__(self, parts: Sequence[Tensor], at: Tensor | None) -> Tensor:
+        """See Combine."""
         out, guided = self.linear(parts, at), parts[_guided(self.linear)]
-        scale = guided.norm(dim=-1, keepdim=True) / out.norm(dim=-1, keepdim=True)
-        return self.sign * out * scale if self.sign != 1 else out * scale
+        scaled: Tensor = out * (
+            torch.norm(guided, dim=-1, keepdim=True) / torch.norm(out, dim=-1, keepdim=True)
+        )
+        return self.sign * scaled if self.sign != 1 else scaled
 
     def __str__(self) -> str:
         return f"{self.linear}, with the norm of the guided part{', negated' if self.sign < 0 else ''}"
@@ -242,7 +259,9 @@ def parts_of(outputs: Sequence[Any], blocks: Sequence[int], like: Tensor) -> lis
             if tensor.shape[axis] > like.shape[axis]:
                 tensor = tensor.narrow(axis, 0, like.shape[axis])
         if tensor.shape != (m * len(like), *like.shape[1:]):
-            raise Mismatch(f"the denoiser's output {tuple(tensor.shape)} has not the latents' form {tuple(like.shape)}")
+            raise Mismatch(
+                f"the denoiser's output {tuple(tensor.shape)} has not the latents' form {tuple(like.shape)}"
+            )
         parts += tensor.chunk(m)
     return parts
 
@@ -302,13 +321,18 @@ def same(a: Any, b: Any) -> bool:
 
 def _writer(column: Sequence[Any], trace: Sequence[Moment], label: str, blocks: int) -> Writer:
     sample = trace[0].sample
-    for candidate in (*_latents(column, sample), *_times(column, sample, blocks)):
+    candidates: list[Writer] = [*_latents(column, sample), *_times(column, sample, blocks)]
+    for candidate in candidates:
         scalar = isinstance(candidate, Time) and candidate.scalar
-        times = [m.timestep.reshape(()) if scalar else m.timestep.reshape(1).expand(len(m.sample)) for m in trace]
+        times = [
+            m.timestep.reshape(()) if scalar else m.timestep.reshape(1).expand(len(m.sample)) for m in trace
+        ]
         made = (candidate(m.sample, t, v) for m, t, v in zip(trace, times, column, strict=True))
         if all(same(a, b) for a, b in zip(made, column, strict=True)):
             return candidate
-    raise Mismatch(f"argument {label!r} changes from step to step, and follows neither from the latents nor from t")
+    raise Mismatch(
+        f"argument {label!r} changes from step to step, and follows neither from the latents nor from t"
+    )
 
 
 def _latents(column: Sequence[Any], x: Tensor) -> list[Latents]:
@@ -319,7 +343,12 @@ def _latents(column: Sequence[Any], x: Tensor) -> list[Latents]:
             return []
         dims = [None] if rank == x.ndim - 1 else list(range(1, x.ndim + 1))
         return [Latents(len(leaf) // len(x), leaf[0].dtype, unsqueezed=d, listed=True) for d in dims]
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < x.ndim or len(leaf) % len(x):
+    if (
+        not isinstance(leaf, Tensor)
+        or not leaf.is_floating_point()
+        or leaf.ndim < x.ndim
+        or len(leaf) % len(x)
+    ):
         return []
     m = len(leaf) // len(x)
     if leaf.ndim == x.ndim + 1:
@@ -371,7 +400,9 @@ def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) 
     if torch.linalg.matrix_rank(columns) < columns.shape[1]:
         raise Mismatch("the parts of the denoiser's output cannot be told apart")
     found = torch.linalg.lstsq(columns, output.detach().double().flatten()[:, None]).solution.flatten()
-    exact = torch.tensor([0.0, 1.0, -1.0, *(v for g in numbers for v in (g, 1 - g, 1 + g, -g))], dtype=torch.float64)
+    exact = torch.tensor(
+        [0.0, 1.0, -1.0, *(v for g in numbers for v in (g, 1 - g, 1 + g, -g))], dtype=torch.float64
+    )
     distance = (found.cpu()[:, None] - exact).abs()
     tolerance = 1e-5 if output.dtype == torch.float32 else 2e-2
     return torch.where(distance.amin(1) < tolerance, exact[distance.argmin(1)], found.cpu())
@@ -380,4 +411,6 @@ def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) 
 def close(a: Tensor, b: Tensor) -> bool:
     """Equality up to the rounding of b's dtype."""
     eps = 32 * torch.finfo(b.dtype).eps
-    return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= eps * (1 + b.double().abs().max()))
+    return a.shape == b.shape and bool(
+        (a.double() - b.double()).abs().max() <= eps * (1 + b.double().abs().max())
+    )

@@ -1,0 +1,101 @@
+"""Trained weights on disk, in the format that diffusers (or, where it has none, peft) loads."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign.adapters import POLICY, Adapters
+from diffalign.errors import DiffalignError
+
+PEFT_FILE, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def save(adapters: Adapters, pipeline: Any, folder: Path) -> None:
+    """Write the policy's weights.
+
+    LoRA goes where the pipeline's `load_lora_weights`, else the denoiser's `load_lora_adapter`, else
+    `PeftModel.from_pretrained` finds it; a second denoiser's LoRA, and full weights, get folders by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in _modules(adapters).items():
+        own = _folder(adapters, name, folder)
+        if adapters.full:
+            module.save_pretrained(own)
+        elif hasattr(pipeline, "save_lora_weights"):
+            kind = _kind(name)
+            metadata = {f"{kind}_lora_adapter_metadata": module.peft_config[POLICY].to_dict()}
+            pipeline.save_lora_weights(own, **{f"{kind}_lora_layers": _lora(module)}, **metadata)
+        elif hasattr(module, "save_lora_adapter"):
+            module.save_lora_adapter(own, adapter_name=POLICY)
+        else:
+            _save_peft(module, own)
+
+
+def load(adapters: Adapters, folder: Path) -> None:
+    """Read what `save` wrote into the policy; raises if it belongs to another model, rank or targets."""
+    for name, module in _modules(adapters).items():
+        own = _folder(adapters, name, folder)
+        if adapters.full:
+            state = type(module).from_pretrained(_existing(own)).state_dict()
+            _check(module.state_dict(), state, own)
+            module.load_state_dict(state)
+        else:
+            state = _read_lora(own, _kind(name))
+            _check(_lora(module), state, own)
+            set_peft_model_state_dict(module, state, adapter_name=POLICY)
+
+
+def _modules(adapters: Adapters) -> dict[str, Any]:
+    return dict(adapters.full[POLICY] if adapters.full else adapters.base)
+
+
+def _folder(adapters: Adapters, name: str, folder: Path) -> Path:
+    return folder / name if adapters.full or name != next(iter(adapters.base)) else folder
+
+
+def _kind(name: str) -> str:
+    return "unet" if name.startswith("unet") else "transformer"
+
+
+def _lora(module: Any) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(module, adapter_name=POLICY)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def _save_peft(module: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(module.peft_config[POLICY])
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    save_file({PEFT_PREFIX + key: tensor for key, tensor in _lora(module).items()}, folder / PEFT_FILE)
+
+
+def _read_lora(folder: Path, kind: str) -> dict[str, Tensor]:
+    found = [file for file in (folder / LORA_FILE, folder / PEFT_FILE) if file.is_file()]
+    if not found:
+        raise DiffalignError(
+            f"there are no LoRA weights in {str(folder)!r} (neither {LORA_FILE} nor {PEFT_FILE})."
+        )
+    state: dict[str, Tensor] = load_file(found[0])
+    return {key.removeprefix(f"{kind}.").removeprefix(PEFT_PREFIX): tensor for key, tensor in state.items()}
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DiffalignError(f"there are no saved weights in {str(folder)!r}.")
+    return folder
+
+
+def _check(own: dict[str, Tensor], state: dict[str, Tensor], folder: Path) -> None:
+    if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
+        raise DiffalignError(
+            f"the weights in {str(folder)!r} are of another model, LoRA rank or choice of targets; use the settings "
+            "that they were saved with."
+        )
