@@ -33,7 +33,9 @@ def pixart_sigma() -> PixArtSigmaPipeline:
     )
     return PixArtSigmaPipeline(
         transformer=randomise(transformer, 1),
-        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_end=0.02, beta_schedule="linear", timestep_spacing="linspace"
+        ),
         vae=vae(2, scaling_factor=0.13025),
         text_encoder=t5_encoder(3),
         tokenizer=t5_tokenizer(),

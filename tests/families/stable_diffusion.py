@@ -1,4 +1,4 @@
-"""U-Net families: Stable Diffusion 1.5 and its inpainting variant, Stable Diffusion XL."""
+"""U-Net families: Stable Diffusion 1.5, its inpainting variant, Stable Diffusion 2.1 and XL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
@@ -17,6 +18,8 @@ from diffusers import (
 from .base import Family, clip_encoder, clip_tokenizer, randomise, vae
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+PUBLISHED = {**BETAS, "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
+"""The scheduler_config.json of all of them, which has keys of other schedulers too."""
 
 
 def unet(seed: int, **config: Any) -> UNet2DConditionModel:
@@ -41,7 +44,7 @@ def sd15_parts(**unet_config: Any) -> dict[str, Any]:
         "text_encoder": clip_encoder(2),
         "tokenizer": clip_tokenizer(),
         "unet": unet(3, **unet_config),
-        "scheduler": PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False),
+        "scheduler": PNDMScheduler.from_config(PUBLISHED),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
@@ -51,6 +54,13 @@ def sd15_parts(**unet_config: Any) -> dict[str, Any]:
 def stable_diffusion() -> StableDiffusionPipeline:
     """stable-diffusion-v1-5."""
     return StableDiffusionPipeline(**sd15_parts())
+
+
+def stable_diffusion_2() -> StableDiffusionPipeline:
+    """stable-diffusion-2-1: v-prediction."""
+    parts = sd15_parts(use_linear_projection=True)
+    scheduler = DDIMScheduler.from_config({**PUBLISHED, "prediction_type": "v_prediction"})
+    return StableDiffusionPipeline(**{**parts, "scheduler": scheduler})
 
 
 def stable_diffusion_inpaint(log_variance: float = -30.0) -> StableDiffusionInpaintPipeline:
@@ -80,7 +90,7 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet(4, **size_conditioning),
-        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler.from_config({**PUBLISHED, "timestep_spacing": "leading"}),
     )
 
 
@@ -92,6 +102,7 @@ MASK[..., 4:12, 4:12] = 1
 
 FAMILIES = [
     Family("StableDiffusion", stable_diffusion, {**SIZE, "guidance_scale": 7.5}, {"guidance_scale": 1.0}),
+    Family("StableDiffusion2", stable_diffusion_2, {**SIZE, "guidance_scale": 7.5}, {"guidance_scale": 1.0}),
     Family(
         "StableDiffusionInpaint",
         stable_diffusion_inpaint,
