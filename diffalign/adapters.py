@@ -172,9 +172,9 @@ class Adapters:
         # peft's public switches also turn requires_grad off, which would stop a backward under way.
         self.active = variant
         if not self.full:
+            names = [POLICY if variant == REFERENCE else variant]
             for layer in self._layers:
-                layer._disable_adapters = variant == REFERENCE
-                layer._active_adapter = [POLICY if variant == REFERENCE else variant]
+                layer.__dict__.update(_disable_adapters=variant == REFERENCE, _active_adapter=names)
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:

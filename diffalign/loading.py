@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
-from diffalign.errors import DiffalignError, unknown
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-QUANTIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bitsandbytes_4bit": ("bitsandbytes", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
-    "bitsandbytes_8bit": ("bitsandbytes", {"load_in_8bit": True}),
-    "torchao_int8wo": ("torchao", {"quant_type": "int8wo"}),
-    "quanto_int8": ("optimum.quanto", {"weights_dtype": "int8"}),
-    "quanto_float8": ("optimum.quanto", {"weights_dtype": "float8"}),
-}
+from diffalign.errors import DiffalignError
+from diffalign.placement import dtype_of
+from diffalign.quantize import quantization
 
 
 def load_pipeline(
@@ -31,17 +27,31 @@ def load_pipeline(
     quantize: str | None,
 ) -> DiffusionPipeline:
     """The pipeline of a model; DiffalignError says what is missing."""
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
     source = _source(model)
     options: dict[str, Any] = {"revision": revision, "variant": variant}
-    options["torch_dtype"] = DTYPES[dtype] if isinstance(dtype, str) else dtype or torch.float32
+    options["dtype"] = dtype_of(dtype) or torch.float32
     if quantize:
-        options["quantization_config"] = _quantization(quantize, options["torch_dtype"])
+        options["quantization_config"] = quantization(
+            quantize, options["dtype"], _denoisers(source, revision)
+        )
     try:
-        return DiffusionPipeline.from_pretrained(source, **options)
-    except (OSError, ValueError) as problem:
+        with _quiet():
+            return DiffusionPipeline.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as problem:
         raise DiffalignError(f"the model {model!r} could not be loaded: {problem}") from problem
+
+
+def _denoisers(source: str, revision: str | None) -> list[str]:
+    index = DiffusionPipeline.load_config(source, revision=revision)
+    return [name for name in index if name.startswith(("unet", "transformer", "prior", "decoder"))]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of loading where nobody watches."""
+    for library in () if sys.stderr.isatty() else (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    yield
 
 
 def _source(model: str) -> str:
@@ -56,23 +66,3 @@ def _source(model: str) -> str:
             "'stable-diffusion-v1-5/stable-diffusion-v1-5', or 'emoji', the packaged model."
         )
     return str(local) if local.is_dir() else model
-
-
-def _quantization(name: str, dtype: torch.dtype) -> Any:
-    from diffusers import PipelineQuantizationConfig
-
-    if name not in QUANTIZERS:
-        raise unknown("quantisation", name, QUANTIZERS)
-    package, settings = QUANTIZERS[name]
-    try:
-        found = importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        shown = package.replace(".", "-")
-        raise DiffalignError(f"quantize: {name} needs the package {shown}: `pip install {shown}`.")
-    kinds = {"bitsandbytes": name, "torchao": "torchao", "optimum.quanto": "quanto"}
-    settings = {**settings, **({"bnb_4bit_compute_dtype": dtype} if name == "bitsandbytes_4bit" else {})}
-    return PipelineQuantizationConfig(
-        quant_backend=kinds[package], quant_kwargs=settings, components_to_quantize=["transformer", "unet"]
-    )

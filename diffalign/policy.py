@@ -22,7 +22,8 @@ from diffalign.conditioning import Batch, Conditioning
 from diffalign.errors import DiffalignError, unknown
 from diffalign.grid import Grid
 from diffalign.lengths import PromptLengths
-from diffalign.loading import DTYPES, load_pipeline
+from diffalign.loading import load_pipeline
+from diffalign.placement import Placement, dtype_of
 from diffalign.seeds import normal
 from diffalign.shell import Shell
 from diffalign.stub import map_tensors
@@ -55,6 +56,7 @@ class Policy:
         attention: str = "auto",
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        offload: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         if predict not in PREDICT:
@@ -64,10 +66,9 @@ class Policy:
         arguments = dict(call or {})
         if guidance_scale is not None:
             arguments[_guidance_name(pipeline)] = guidance_scale
-        self.pipeline_class = type(pipeline)
         self.shell = Shell(pipeline, arguments, steps)
-        self.device = torch.device(device) if device is not None else self.shell.pipe._execution_device
-        self._place(dtype)
+        self.device = torch.device(device) if device is not None else self.shell.device
+        self.placement = Placement(self.shell, self.device, dtype_of(dtype), offload)
         set_attention(self.shell.denoisers, attention, self.device)
         self.autocast = MIXED[mixed_precision]
         self.adapters = Adapters(self.shell.denoisers, lora)
@@ -83,8 +84,7 @@ class Policy:
         self._probed = False
         self._vector: bool | None = None
         if self._has_text_encoder():
-            with self.lengths.unchecked():
-                self._probe(self.capture.learn_prompts())
+            self._probe(self.capture.learn_prompts())
 
     @classmethod
     def from_pretrained(
@@ -170,8 +170,7 @@ class Policy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W), float32 in [0, 1], by the pipeline's own code."""
-        vae = getattr(self.shell.pipe, "vae", None)
-        return self.capture.decode(latents if vae is None else latents.to(vae.dtype))
+        return self.capture.decode(latents)
 
     # --- variants and weights ---
 
@@ -206,7 +205,7 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write the trained weights in diffusers' format."""
-        weights.save(self.adapters, self.pipeline_class, Path(folder))
+        weights.save(self.adapters, self.shell.pipeline_class, Path(folder))
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote."""
@@ -214,11 +213,7 @@ class Policy:
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders; prompts already encoded stay known."""
-        for name in list(self.shell.pipe.components):
-            if name.startswith("text_encoder") or name.startswith("image_encoder"):
-                self.shell.pipe.__dict__[name] = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.placement.free_text_encoders()
 
     def describe(self) -> str:
         """What was inferred about this pipeline, and what is trained."""
@@ -343,20 +338,6 @@ class Policy:
         return "prompt" in self.shell.parameters and any(
             part is not None for name, part in parts.items() if name.startswith("text_encoder")
         )
-
-    def _place(self, dtype: str | torch.dtype | None) -> None:
-        """Everything onto the device; a VAE that overflows in half precision stays float32 for the whole run."""
-        wanted = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-        for name, part in self.shell.pipe.components.items():
-            if not isinstance(part, nn.Module):
-                continue
-            module = self.shell.denoisers.get(name, part)
-            upcast = getattr(getattr(module, "config", None), "force_upcast", False)
-            kind = torch.float32 if upcast else wanted
-            if not getattr(module, "is_quantized", False):
-                module.to(self.device)
-                if kind is not None and module.dtype != kind:
-                    module.to(dtype=kind)
 
 
 def _guidance_name(source: Any) -> str:

@@ -60,7 +60,8 @@ class Shell:
     """The pipeline's own code around seams that a `Watch` fills, one call at a time."""
 
     def __init__(self, pipeline: DiffusionPipeline, call: dict[str, Any], steps: int) -> None:
-        self.family = type(pipeline).__name__
+        self.pipeline_class = type(pipeline)
+        self.family = self.pipeline_class.__name__
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.call, self.steps = self._checked(call), steps
         self.pipe = _private(pipeline)
@@ -73,14 +74,27 @@ class Shell:
         if callable(getattr(pipeline, "encode_prompt", None)):
             self._watch_encoder()
         self._stateful = {k: v for k, v in self.pipe.__dict__.items() if _is_stateful(v)}
+        self.around_encoding: Callable[[Callable[[], Any]], Any] = lambda encode: encode()
+        self.live_on(pipeline._execution_device)
+
+    def live_on(self, device: torch.device) -> None:
+        """Let the pipeline make its tensors on this device, wherever its parts are."""
+        self.device = device
+        own = {"_execution_device": property(lambda pipe: device), "device": property(lambda pipe: device)}
+        self.pipe.__class__ = type(self.family, (self.pipeline_class,), own)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts of the pipeline that have weights (the denoisers themselves, not their proxies)."""
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        return {**parts, **self.denoisers}
 
     def run(self, inputs: dict[str, Any], size: int, watch: Watch, **extra: Any) -> Any:
         """Call the pipeline on `size` samples; what it returns, or the value it was stopped with.
 
         Randomness comes from a generator for each sample, all of one seed; the global state is left alone.
         """
-        device = self.pipe._execution_device
-        generators = [torch.Generator(device.type).manual_seed(0) for _ in range(size)]
+        device = self.device
+        generators = [torch.Generator(device).manual_seed(0) for _ in range(size)]
         given = {**self.call, "num_inference_steps": self.steps, "generator": generators, "output_type": "pt"}
         given = {**given, "return_dict": False, **self._spread(size), **inputs, **extra}
         self.pipe.__dict__.update({name: copy.deepcopy(part) for name, part in self._stateful.items()})
@@ -122,10 +136,13 @@ class Shell:
     def _watch_encoder(self) -> None:
         original = self.pipe.encode_prompt
 
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            return self.around_encoding(lambda: original(*args, **kwargs))
+
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             assert self.watch is not None
-            return self.watch.encode(original, args, kwargs)
+            return self.watch.encode(encode, args, kwargs)
 
         self.pipe.__dict__["encode_prompt"] = encode_prompt
 

@@ -209,6 +209,7 @@ class Template:
     names: tuple[str, ...]
     writers: dict[int, Writer]
     combine: Combine
+    dtype: torch.dtype
     blocks: tuple[int, ...]
     labels: dict[int, str]
 
@@ -222,7 +223,7 @@ class Template:
 
     def output(self, outputs: Sequence[Any], like: Tensor, at: Tensor | None) -> Tensor:
         """The guided output (B, ...) with the shape of the latents."""
-        return self.combine(parts_of(outputs, self.blocks, like), at)
+        return self.combine([part.to(self.dtype) for part in parts_of(outputs, self.blocks, like)], at)
 
     @property
     def scheduled(self) -> bool:
@@ -289,7 +290,12 @@ def infer(trace: Sequence[Moment], layout: Layout, numbers: Sequence[float]) -> 
     writers = {n: _writer(columns[n], trace, labels[n], blocks[int(labels[n].split(".")[0])]) for n in moving}
     if not any(isinstance(writer, Latents) for writer in writers.values()):
         raise Mismatch("no argument of the denoiser holds the latents as they are")
-    return Template(layout, names, writers, _combine(trace, blocks, numbers), blocks, labels)
+    parts = [parts_of([output for _, _, output in moment.calls], blocks, moment.sample) for moment in trace]
+    # Pipelines combine the parts in the denoiser's dtype, or after casting them to the output's.
+    for dtype in dict.fromkeys([first.output.dtype, parts[0][0].dtype]):
+        if combine := _combine(trace, [[part.to(dtype) for part in p] for p in parts], numbers):
+            return Template(layout, names, writers, combine, dtype, blocks, labels)
+    raise Mismatch("how the guided output follows from the denoiser's is none of the rules known here")
 
 
 def _leaves(layout: Layout, moment: Moment, k: int) -> list[Any]:
@@ -374,15 +380,16 @@ def _blocks(output: Any, sample: Tensor) -> int:
     return rows // len(sample)
 
 
-def _combine(trace: Sequence[Moment], blocks: Sequence[int], numbers: Sequence[float]) -> Combine:
-    parts = [parts_of([output for _, _, output in moment.calls], blocks, moment.sample) for moment in trace]
+def _combine(
+    trace: Sequence[Moment], parts: Sequence[list[Tensor]], numbers: Sequence[float]
+) -> Combine | None:
     fitted = [_weights(p, m.output, numbers) for p, m in zip(parts, trace, strict=True)]
     candidates: list[Combine] = []
     if all(torch.allclose(w, fitted[0], atol=1e-6) for w in fitted):
         candidates = [Linear(tuple(fitted[0].tolist()))]
     else:
         candidates = [Scheduled(torch.stack(fitted))]
-    if sum(blocks) == 2:
+    if len(parts[0]) == 2:
         linear = [Linear(w) for g in numbers for w in ((1 - g, g), (g, 1 - g))]
         candidates += [Normed(one, sign) for one in linear for sign in (1.0, -1.0)]
         candidates += [Rescaled(one, amount) for one in linear for amount in numbers if 0 < amount <= 1]
@@ -391,7 +398,7 @@ def _combine(trace: Sequence[Moment], blocks: Sequence[int], numbers: Sequence[f
         guesses = (combine(p, k.expand(len(p[0]))) for p, k in zip(parts, steps, strict=True))
         if all(close(guess, m.output) for guess, m in zip(guesses, trace, strict=True)):
             return combine
-    raise Mismatch("how the guided output follows from the denoiser's is none of the rules known here")
+    return None
 
 
 def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) -> Tensor:
