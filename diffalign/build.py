@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -63,7 +64,8 @@ def algorithm(config: RunConfig) -> Any:
 
 def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     """Everything a run needs, checked before any model is loaded where possible."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
     refuse_plugins(accelerator)
     batching = pick(Batching, config)
     batching.check(accelerator.num_processes)

@@ -173,12 +173,18 @@ class Run:
         if means:
             batch.reference_means = torch.zeros_like(batch.states[:, 1:], dtype=torch.float32)
         with self.metrics.timed("reference"), self.policy.using("reference"):
-            for rows, cols in self.transitions(batch):
+            for rows, cols in self._as_sampled(batch):
                 dist, log_prob = self.transition(batch, rows, cols)
                 batch.reference_log_probs[rows, cols] = log_prob.to(batch.log_probs)
                 if batch.reference_means is not None:
                     batch.reference_means[rows, cols] = dist.mean
                 self.advance("reference", len(rows))
+
+    def _as_sampled(self, batch: Trajectory) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, cols) in the batches of the rollout, so that equal weights give equal bits."""
+        for rows in chunks(len(batch), self.batching.sample_batch):
+            for col in batch.live.tolist():
+                yield rows, torch.full_like(rows, col)
 
     @torch.no_grad()
     def kl(self, batch: Trajectory) -> Tensor:

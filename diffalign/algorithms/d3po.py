@@ -71,7 +71,7 @@ class D3PO:
     def _values(self, batch: Trajectory) -> Tensor:
         """What is compared, (B, R): the total reward, or all its parts."""
         parts = [v for name, v in batch.rewards.items() if name != "total" and "." not in name]
-        return torch.stack(parts, 1) if self.compare == "pareto" else batch.total[:, None]
+        return torch.stack(parts, 1) if parts and self.compare == "pareto" else batch.total[:, None]
 
     def _bounded(self, run: Run, ratio: Tensor, dim: int) -> Tensor:
         run.record("d3po/log_ratio", ratio)
