@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from diffalign import registry
-from diffalign.configfile import Origins, Raw, Rejected, explain, read
+from diffalign.configfile import Origins, Raw, Rejected, explain, override, read
 from diffalign.errors import DiffalignError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -114,7 +114,7 @@ class RunConfig(Strict):
     minutes: Above0 | None = None
     checkpoint_every: Positive = 5
     keep_checkpoints: Positive = 2
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     seed: int = 0
     out: str | None = None
 
@@ -192,6 +192,11 @@ FREE_ON_RESUME = {
 def load(source: str, overrides: Iterable[str] = ()) -> RunConfig:
     """A packaged config by name or a YAML file, with `key=value` overrides; all errors at once."""
     return validate(*read(source, registry.configs(), overrides), source)
+
+
+def load_raw(raw: Raw, overrides: Iterable[str] = ()) -> RunConfig:
+    """A config from plain values, with `key=value` overrides."""
+    return validate(*override(raw, {}, overrides), "the command line")
 
 
 def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,12 +61,17 @@ def read(source: str, packaged: Mapping[str, Path], overrides: Iterable[str] = (
     path = packaged.get(source, Path(source))
     if not path.is_file():
         raise unknown("config", source, [*packaged, "FILE.yaml"])
-    raw, origins = _parse(path)
+    return override(*_parse(path), overrides)
+
+
+def override(raw: Raw, origins: Origins, overrides: Iterable[str]) -> tuple[Raw, Origins]:
+    """Plain values without short forms, with each `key=value` put in, and where each was written."""
+    raw, origins = copy.deepcopy(raw), dict(origins)
     _expand(raw)
-    for override in overrides:
-        key, value = _split(override)
-        _put(raw, key.split("."), value, override)
-        origins[key] = f"the command line, {override}"
+    for text in overrides:
+        key, value = _split(text)
+        _put(raw, key.split("."), value, text)
+        origins[key] = f"the command line, {text}"
         _expand(raw)
     return raw, origins
 
@@ -102,28 +108,26 @@ def _lines(node: yaml.Node | None, path: Path, prefix: str = "") -> Iterator[tup
         yield from _lines(value, path, f"{prefix}{key.value}.")
 
 
-def _split(override: str) -> tuple[str, Any]:
-    key, equals, value = override.partition("=")
+def _split(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
     if not (equals and re.fullmatch(r"[\w-]+(\.[\w-]+)*", key)):
         raise DiffalignError(
-            f"{override!r} is not an override; write key=value, such as lr=1e-4 or algorithm.beta=0.5"
+            f"{text!r} is not an override; write key=value, such as lr=1e-4 or algorithm.beta=0.5"
         )
     try:
         return key, yaml.load(value, Loader=Yaml12)
     except yaml.YAMLError as error:
-        raise DiffalignError(f"the value of {override!r} is not readable YAML: {error}") from error
+        raise DiffalignError(f"the value of {text!r} is not readable YAML: {error}") from error
 
 
-def _put(raw: Raw, path: list[str], value: Any, override: str) -> None:
+def _put(raw: Raw, path: list[str], value: Any, text: str) -> None:
     *parents, last = path
     for name in parents:
         if raw.get(name) is None:
             raw[name] = {}
         raw = raw[name]
         if not isinstance(raw, dict):
-            raise DiffalignError(
-                f"{override!r} does not apply: {name} is {raw!r}, which has no keys below it."
-            )
+            raise DiffalignError(f"{text!r} does not apply: {name} is {raw!r}, which has no keys below it.")
     raw[last] = value
 
 

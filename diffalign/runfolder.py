@@ -30,9 +30,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
-        """A new folder with its resolved config; refuses one that already holds a run."""
+        """A new folder with its resolved config; refuses one that holds anything worth keeping."""
         folder = cls(Path(path))
-        if (folder.path / "config.yaml").exists():
+        if any(folder.checkpoints.glob("[!.]*")) or (folder.path / "summary.json").exists():
             raise DiffalignError(
                 f"{folder.path} already holds a run. Choose another folder with --out, "
                 f"or go on with it: diffalign train --resume {folder.path}"
@@ -40,6 +40,7 @@ class RunFolder:
         with _writing(folder.path):
             folder.samples.mkdir(parents=True, exist_ok=True)
             folder.checkpoints.mkdir(exist_ok=True)
+            _write(folder._metrics, "")
             _write(
                 folder.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             )
@@ -104,6 +105,11 @@ class RunFolder:
         """summary.json, or an empty dict where the run has not ended."""
         path = self.path / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def prompts(self) -> list[str]:
+        """The held-out prompts in the order of the saved samples."""
+        path = self.samples / "prompts.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def save_samples(self, tag: str, images: Tensor, prompts: Sequence[str]) -> None:
         """Pictures (B, 3, H, W) or video (B, F, 3, H, W) in [0, 1]: a grid, and one by one for base and final."""

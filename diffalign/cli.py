@@ -1,0 +1,142 @@
+"""The command line. What a command needs is imported when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffalign import __version__
+from diffalign.errors import DiffalignError, unknown
+
+app = typer.Typer(
+    help="Aligns diffusion and flow models with rewards: any diffusers pipeline as a policy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value pairs, such as lr=1e-4 algorithm.beta=0.5")
+]
+
+
+def run() -> None:
+    """The command line with its exit codes: 2 for bad input, 3 for a fault while running."""
+    try:
+        app()
+    except DiffalignError as error:
+        if _main_process():
+            typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str | None, typer.Argument(help="a packaged config (see `list`) or a YAML file")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option(help="the run's folder; default runs/CONFIG")] = None,
+    resume: Annotated[str | None, typer.Option(help="go on with the run in this folder")] = None,
+) -> None:
+    """Train as CONFIG says; leaves a folder with metrics, samples, a LoRA and a report."""
+    from diffalign import launch
+
+    if config and "=" in config:  # `train --resume RUN key=value`: the config is the run's own
+        overrides, config = [config, *(overrides or [])], None
+    try:
+        report = launch.train(config, overrides or [], out, resume, _say)
+    except KeyboardInterrupt:
+        where = resume or out or "RUN"
+        _say(
+            f"interrupted; everything up to the last saved round is kept. Go on: diffalign train --resume {where}"
+        )
+        raise typer.Exit(130) from None
+    _say(f"report: {report}")
+
+
+@app.command()
+def sample(
+    run: Annotated[str, typer.Argument(help="a run's folder")],
+    prompt: Annotated[list[str], typer.Option(help="what to draw; may be given several times")],
+    out: Annotated[Path, typer.Option(help="the picture, or the stem of several")],
+    seed: Annotated[int, typer.Option(help="equal seeds give equal starting noise")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="the model as it was before the run")] = False,
+) -> None:
+    """Draw pictures with a run's model."""
+    from diffalign import launch
+
+    for path in launch.sample(run, prompt, out, seed, base=base):
+        typer.echo(path)
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str, typer.Argument(help="a model (folder or hub id), a packaged config or a YAML file")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Check a model before a run: what is captured, how exact it is, how long a run takes."""
+    from diffalign import doctor as checks
+    from diffalign.doctor_text import show
+
+    show(checks.examine(checks.settings(target, overrides or [])))
+
+
+@app.command(name="list")
+def list_everything() -> None:
+    """Packaged configs, algorithms, rewards, step rules and prompt lists."""
+    from rich import print as show
+
+    from diffalign import prompts, registry
+
+    for title, names in (
+        ("configs", registry.configs()),
+        ("algorithms", registry.algorithms()),
+        ("rewards", registry.rewards()),
+        ("rules", registry.rules()),
+        ("prompt lists", prompts.packaged()),
+    ):
+        show(f"[bold]{title}[/bold]\n  " + "\n  ".join(names))
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="a packaged config or prompt list")],
+    destination: Annotated[Path, typer.Argument(help="a folder or a file")],
+) -> None:
+    """Copy a packaged config or prompt list, to edit it."""
+    from diffalign import prompts, registry
+
+    files = {**prompts.packaged(), **registry.configs()}
+    if name not in files:
+        raise unknown("config or prompt list", name, files)
+    target = destination / (name + files[name].suffix) if destination.is_dir() else destination
+    if target.exists():
+        raise DiffalignError(f"{target} exists already; it was left as it is. Give another name.")
+    if not target.parent.is_dir():
+        raise DiffalignError(f"the folder {target.parent} does not exist; make it first.")
+    shutil.copyfile(files[name], target)
+    typer.echo(target)
+
+
+def _say(text: str) -> None:
+    if _main_process():
+        typer.echo(text)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

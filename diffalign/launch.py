@@ -1,0 +1,164 @@
+"""What the commands `train` and `sample` do, from a config's name to a folder's path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from diffalign import build, checkpoint, config, report
+from diffalign.config import RunConfig
+from diffalign.errors import DiffalignError, RunError
+from diffalign.policy import Policy
+from diffalign.progress import Bars
+from diffalign.runfolder import RunFolder, save_png
+from diffalign.seeds import derive
+from diffalign.trackers import open_trackers
+from diffalign.trainer import Listener, Trainer
+from diffalign.walk import chunks, rollout
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+def train(
+    source: str | None, overrides: Sequence[str], out: str | None, resume: str | None, say: Say
+) -> Path:
+    """Train as a config says, or go on with the run in the folder `resume`; the report's path."""
+    folder = RunFolder.open(Path(resume)) if resume else None
+    settings = _settings(source, overrides, folder)
+    folder = folder or _new_folder(settings, out or settings.out, source or "run")
+    with faults(f"diffalign train --resume {folder.path}"):
+        trainer = build.trainer(settings, folder)
+        _introduce(trainer, folder, say)
+        _run(trainer, settings, resume is not None)
+        return _on_main(lambda: report.write(folder), folder.path / "report.html")
+
+
+def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool) -> list[Path]:
+    """Pictures of a run's model, or of the untuned one, for some prompts; the files written."""
+    folder = RunFolder.open(Path(run))
+    settings = config.validate(folder.config(), source=str(folder.path / "config.yaml"))
+    with faults("the same command"), torch.no_grad():
+        policy = build.policy(settings, Accelerator(mixed_precision=settings.mixed_precision))
+        if not base:
+            _load_trained(policy, folder)
+        count = range(len(prompts))
+        steps, noise = ([derive(seed, kind, k) for k in count] for kind in ("steps", "noise"))
+        batch = rollout(
+            policy, build.rule(settings, policy), prompts, steps, noise_seeds=noise, group=count,
+            batch=settings.sample_batch,
+        )  # fmt: skip
+        pictures = torch.cat(
+            [policy.decode(batch.final[rows]) for rows in chunks(len(batch), settings.sample_batch)]
+        )
+    return _save(pictures, out)
+
+
+@contextmanager
+def faults(again: str) -> Iterator[None]:
+    """Turn a full disk and full memory into errors that say what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory: {str(error).splitlines()[0]} Lower sample_batch or micro_batch, set "
+            f"gradient_checkpointing=true, or use a narrower dtype. To go on: {again}"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{error}. Nothing that was saved is lost; to go on: {again}") from error
+
+
+def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | None) -> RunConfig:
+    if source is not None:
+        return config.load(source, overrides)
+    if folder is None:
+        raise DiffalignError(
+            "say which config to train: a packaged one (see `diffalign list`) or a YAML file."
+        )
+    return config.load(str(folder.path / "config.yaml"), overrides)
+
+
+def _new_folder(settings: RunConfig, out: str | None, source: str) -> RunFolder:
+    """The same new folder on every process: the given one, or the first free runs/NAME, runs/NAME-2, ..."""
+    base = Path("runs") / Path(source).stem
+    tries = [Path(out)] if out else [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
+    path = next((path for path in tries if not (path / "config.yaml").exists()), tries[-1])
+    path = Path(broadcast_object_list([str(path)])[0]) if PartialState().num_processes > 1 else path
+    return _on_main(lambda: RunFolder.create(path, settings.resolved()), RunFolder(path))
+
+
+def _introduce(trainer: Trainer, folder: RunFolder, say: Say) -> None:
+    """What is about to happen: the model as it was understood, the batch arithmetic, the place."""
+    run = trainer.run
+    say(run.policy.describe())
+    say(run.batching.describe(run.accelerator.num_processes))
+    say(f"{trainer.schedule.rounds} rounds into {folder.path}")
+
+
+def _run(trainer: Trainer, settings: RunConfig, resume: bool) -> None:
+    run, folder = trainer.run, trainer.folder
+    main = run.accelerator.is_main_process
+    go_on = resume and checkpoint.latest(folder.checkpoints) is not None
+    if resume and not go_on:
+        _on_main(lambda: folder.cut(0), None)
+    with ExitStack() as stack:
+        log = open_trackers(settings.trackers, folder.path, settings.resolved(), stack) if main else None
+        bars = stack.enter_context(Bars(settings.rounds, _totals(trainer), main=main))
+        run.advance = bars.advance
+        trainer.listen = _listener(bars, log)
+        trainer.train(resume=go_on)
+
+
+def _listener(bars: Bars, log: Callable[[Mapping[str, Any]], None] | None) -> Listener:
+    def listen(row: dict[str, Any]) -> None:
+        bars.finished(row)
+        if log:
+            log(row)
+
+    return listen
+
+
+def _totals(trainer: Trainer) -> dict[str, int]:
+    """How many latents x steps each phase of a round takes on this process."""
+    run, processes = trainer.run, trainer.run.accelerator.num_processes
+    steps = run.policy.grid.steps
+    pictures = run.batching.prompts_per_round * run.batching.images_per_prompt // processes
+    held = len(trainer.evaluator.prompts) // processes
+    return {
+        "evaluating": held * steps,
+        **dict.fromkeys(("sampling", "reference", "update"), pictures * steps),
+    }
+
+
+def _on_main(action: Callable[[], T], otherwise: T) -> T:
+    """The action's result on the main process; `otherwise` on the rest, which wait."""
+    state = PartialState()
+    result = action() if state.is_main_process else otherwise
+    state.wait_for_everyone()
+    return result
+
+
+def _load_trained(policy: Policy, folder: RunFolder) -> None:
+    """The final weights, or those of the newest checkpoint where the run has not ended."""
+    if (folder.path / "lora").is_dir():
+        policy.load(folder.path / "lora")
+    else:
+        policy.load_adapter_state(checkpoint.load(checkpoint.latest(folder.checkpoints))["policy"])
+
+
+def _save(pictures: torch.Tensor, out: Path) -> list[Path]:
+    """One picture under its name; several numbered beside it, or in the folder."""
+    stem, suffix = (out, ".png") if not out.suffix else (out.with_suffix(""), out.suffix)
+    one = len(pictures) == 1 and bool(out.suffix)
+    paths = [out] if one else [stem.with_name(f"{stem.name}-{k:03d}{suffix}") for k in range(len(pictures))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for picture, path in zip(pictures, paths, strict=True):
+        save_png(picture if picture.ndim == 4 else picture[None], path)
+    return paths

@@ -1,0 +1,65 @@
+"""Progress bars of a run: rounds, and below them what the round is doing. Nothing where nobody looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bars:
+    """A context manager with two bars; silent unless stderr is a terminal of the main process.
+
+    totals: phase -> latents x steps it takes; a phase that goes on longer starts over.
+    """
+
+    def __init__(self, rounds: int, totals: Mapping[str, int], *, main: bool = True) -> None:
+        console = Console(stderr=True)
+        self.totals = totals
+        self.bars = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not (main and sys.stderr.isatty()),
+            transient=True,
+        )
+        self.rounds = self.bars.add_task("rounds", total=rounds, note="")
+        self.phase = self.bars.add_task("", total=None, note="")
+        self.current = ""
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def advance(self, phase: str, n: int) -> None:
+        """n more latents went one step further in a phase of the round."""
+        total = self.totals.get(phase)
+        done = self.bars.tasks[self.phase].completed
+        if phase != self.current or (total and done >= total):
+            self.current = phase
+            self.bars.reset(self.phase, total=total, description=phase)
+        self.bars.advance(self.phase, n)
+
+    def finished(self, row: Mapping[str, Any]) -> None:
+        """A round is over: show how far the run is, and its rewards."""
+        self.bars.update(self.rounds, completed=row["round"] + 1, note=note(row))
+
+
+def note(row: Mapping[str, Any]) -> str:
+    """The rewards of a round in a few words."""
+    parts = [f"reward {row['reward/total/mean']:.4g}"] if "reward/total/mean" in row else []
+    if (gain := row.get("heldout/gain_sd")) is not None:
+        parts.append(f"held-out {gain:+.2f} sd")
+    return ", ".join(parts)

@@ -1,0 +1,127 @@
+"""The report of a run: one self-contained page with a verdict, pictures before and after, and curves."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from PIL import Image
+
+from diffalign import __version__
+from diffalign.charts import charts
+from diffalign.runfolder import RunFolder
+
+SHOWN, THUMBNAIL = 48, 320
+"""At most so many pairs, each picture at most so many pixels wide: the page stays small."""
+
+DIVERSITY_LOSS = 0.1
+"""The share of its diversity that a run may lose before the report warns."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict; tone is good, bad or flat."""
+
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out prompt with its pictures as data URIs."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+def write(folder: RunFolder) -> Path:
+    """report.html of a run, ended or not."""
+    rows, summary, config = folder.rows(), folder.summary(), folder.config()
+    pairs = list(_pairs(folder))
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(
+        "report.html"
+    )
+    page = template.render(
+        name=folder.path.resolve().name,
+        path=folder.path,
+        config=config,
+        config_text=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        summary=summary,
+        rounds=len(rows),
+        verdict=verdict(summary),
+        pairs=pairs[:SHOWN],
+        pair_count=len(pairs),
+        charts=charts(rows),
+        version=__version__,
+    )
+    target = folder.path / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def verdict(summary: Mapping[str, Any]) -> list[Finding]:
+    """What rose and what fell on held-out prompts, in plain words; a change is one whose interval excludes 0."""
+    if not summary:
+        return [Finding("flat", "The run has not ended, so there is no final evaluation yet.")]
+    trained = _change("The trained reward", summary["gain_sd"], summary["gain_sd_ci"])
+    others = [
+        _change(f"The reward “{label}”, which was not trained on,", other["gain_sd"], other["gain_sd_ci"])
+        for label, other in summary["heldout_other"].items()
+    ]
+    found = [trained, *others, *_diversity(**summary["diversity"])]
+    if trained.tone == "good" and any(finding.tone == "bad" for finding in found[1:]):
+        found.append(
+            Finding(
+                "bad",
+                "One number went up while another went down: this is what reward hacking looks like. Compare the "
+                "pictures before you use this model; fewer rounds, a lower lr or a second reward may help.",
+            )
+        )
+    return found
+
+
+def _change(what: str, gain: float | None, interval: tuple[float, float] | None) -> Finding:
+    if gain is None or interval is None or None in interval:
+        return Finding("flat", f"{what} was not measured.")
+    low, high = interval
+    amount = f"{abs(gain):.2f} standard deviations (95 % interval {low:+.2f} to {high:+.2f})"
+    if low > 0:
+        return Finding("good", f"{what} rose by {amount}.")
+    if high < 0:
+        return Finding("bad", f"{what} fell by {amount}.")
+    return Finding("flat", f"{what} did not change measurably: {gain:+.2f} ({low:+.2f} to {high:+.2f}).")
+
+
+def _diversity(base: float | None, trained: float | None) -> Iterator[Finding]:
+    if base and trained is not None:
+        change = trained / base - 1
+        word = "fell" if change < 0 else "rose"
+        tone = "bad" if change < -DIVERSITY_LOSS else "flat"
+        yield Finding(tone, f"The diversity of the pictures {word} by {abs(change):.0%}.")
+
+
+def _pairs(folder: RunFolder) -> Iterator[Pair]:
+    for index, prompt in enumerate(folder.prompts()):
+        before, after = (folder.samples / f"{index:03d}-{tag}.png" for tag in ("base", "final"))
+        if before.exists() and after.exists():
+            yield Pair(prompt, _data_uri(before), _data_uri(after))
+
+
+def _data_uri(path: Path) -> str:
+    """A picture as small WebP; an animation as it is."""
+    with Image.open(path) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        small = picture.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        small.save(buffer, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
