@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffalign.errors import DiffalignError
 from diffalign.reward import AnyReward, score
 from diffalign.run import Run
 from diffalign.seeds import derive, generator
@@ -78,15 +79,26 @@ class Evaluator:
             self.base = self.sheet()
         return self.base
 
+    def __post_init__(self) -> None:
+        if len(self.prompts) < self.run.accelerator.num_processes:
+            raise DiffalignError(
+                f"{len(self.prompts)} held-out prompt(s) cannot be shared by "
+                f"{self.run.accelerator.num_processes} processes; give more of them."
+            )
+
     @torch.no_grad()
     def sheet(self) -> Sheet:
-        """Pictures and scores of the policy as it is, from all processes."""
+        """Pictures and scores of the policy as it is; every process draws and scores its share."""
         accelerator = self.run.accelerator
-        share = torch.arange(len(self.prompts)).tensor_split(accelerator.num_processes)
+        share = [
+            rows.tolist() for rows in torch.arange(len(self.prompts)).tensor_split(accelerator.num_processes)
+        ]
+        own, lengths = share[accelerator.process_index], [len(rows) for rows in share]
         with self.run.metrics.timed("evaluate"):
-            images = self._pictures(share[accelerator.process_index].tolist())
-            images = _gather_uneven(self.run, images, max(len(s) for s in share), [len(s) for s in share])
-            scores = {label: self._scored(label, images) for label in self.rewards}
+            drawn = self._pictures(own)
+            scored = {label: self._scored(label, drawn, own) for label in self.rewards}
+            images = _gather(self.run, drawn, lengths)
+            scores = {label: _gather(self.run, values, lengths) for label, values in scored.items()}
             diversity = pairwise_distance(self.embed(images)) if self.embed else float("nan")
         return Sheet(images, scores, diversity)
 
@@ -105,11 +117,11 @@ class Evaluator:
         pieces = [run.policy.decode(batch.final[c]) for c in chunks(len(batch), run.batching.sample_batch)]
         return torch.cat(pieces)
 
-    def _scored(self, label: str, images: Tensor) -> Tensor:
+    def _scored(self, label: str, images: Tensor, own: Sequence[int]) -> Tensor:
         values = []
         for rows in chunks(len(images), self.run.batching.sample_batch):
-            prompts = [self.prompts[r] for r in rows.tolist()]
-            values.append(score(self.rewards[label], images[rows], prompts, label).value.float().cpu())
+            prompts = [self.prompts[own[r]] for r in rows.tolist()]
+            values.append(score(self.rewards[label], images[rows], prompts, label).value.float())
             self.run.reward_calls += len(rows)
         return torch.cat(values)
 
@@ -159,8 +171,8 @@ def _other(base: Tensor, trained: Tensor) -> dict[str, object]:
     }
 
 
-def _gather_uneven(run: Run, images: Tensor, longest: int, lengths: Sequence[int]) -> Tensor:
-    """Gather pictures when processes hold different numbers of them."""
-    padding = images[-1:].expand(longest - len(images), *images.shape[1:])
-    gathered = run.gather(torch.cat([images, padding])).split(longest)
+def _gather(run: Run, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The values of all processes, which hold `lengths` of them each."""
+    padding = values[-1:].expand(max(lengths) - len(values), *values.shape[1:])
+    gathered = run.gather(torch.cat([values, padding])).split(max(lengths))
     return torch.cat([part[:n] for part, n in zip(gathered, lengths, strict=True)])

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from diffalign import checkpoint
 from diffalign.algorithms import Algorithm
 from diffalign.errors import DiffalignError
@@ -166,8 +168,8 @@ class Trainer:
             self._show("final", sheet)
             self._on_main(lambda: self.run.policy.save(self.folder.path / "lora"))
         summary = self.evaluator.summary(sheet) | {
-            "denoiser_calls": self.run.policy.denoiser_calls,
-            "reward_calls": self.run.reward_calls,
+            "denoiser_calls": self._total(self.run.policy.denoiser_calls),
+            "reward_calls": self._total(self.run.reward_calls),
             "seconds": round(self.seconds, 1),
             "rounds": self.run.round,
             "stopped": self.stopped,
@@ -175,6 +177,10 @@ class Trainer:
         }
         self._on_main(lambda: self.folder.write_summary(summary))
         return summary
+
+    def _total(self, count: int) -> int:
+        """A count of this process, summed over all."""
+        return int(self.run.gather(torch.tensor([count])).sum())
 
     def _show(self, tag: str, sheet: Sheet) -> None:
         self._on_main(lambda: self.folder.save_samples(tag, sheet.images, list(self.evaluator.prompts)))
