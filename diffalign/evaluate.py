@@ -174,5 +174,5 @@ def _other(base: Tensor, trained: Tensor) -> dict[str, object]:
 def _gather(run: Run, values: Tensor, lengths: Sequence[int]) -> Tensor:
     """The values of all processes, which hold `lengths` of them each."""
     padding = values[-1:].expand(max(lengths) - len(values), *values.shape[1:])
-    gathered = run.gather(torch.cat([values, padding])).split(max(lengths))
+    gathered = torch.split(run.gather(torch.cat([values, padding])), max(lengths))
     return torch.cat([part[:n] for part, n in zip(gathered, lengths, strict=True)])

@@ -216,7 +216,7 @@ class Run:
         """
         steps = batch.live if steps is None else steps
         which = torch.cartesian_prod(torch.arange(len(members)), steps)
-        for piece in which.split(max(1, self.batching.micro_batch // members.shape[1])):
+        for piece in torch.split(which, max(1, self.batching.micro_batch // members.shape[1])):
             rows = members[piece[:, 0]]
             yield rows, piece[:, 1:].expand_as(rows)
 

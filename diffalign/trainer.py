@@ -194,7 +194,7 @@ class Trainer:
     # -- checkpoints --------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        saved = getattr(self.algorithm, "state_dict", dict)()
+        saved: dict[str, Any] = getattr(self.algorithm, "state_dict", dict)()
         return {
             "identity": self.identity,
             "round": self.run.round,

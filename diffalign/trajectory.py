@@ -137,5 +137,5 @@ def _unflatten(cls: type[Trajectory], tensors: dict[str, Tensor], meta: dict[str
         grid=Grid(target=meta["target"], **part("grid.")),
         cond=Conditioning.from_state_dict(part("cond.")),
         rewards=part("rewards."),
-        **{k: v for k, v in tensors.items() if "." not in k},  # type: ignore[arg-type]
+        **{k: v for k, v in tensors.items() if "." not in k},
     )

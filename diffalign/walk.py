@@ -81,7 +81,7 @@ def fork(seeds: Sequence[int], chosen: Sequence[int]) -> list[int]:
 
 def chunks(n: int, size: int) -> Iterator[Tensor]:
     """The indices 0 ... n - 1 in runs of at most `size`."""
-    return iter(torch.arange(n).split(max(1, size)))
+    return iter(torch.split(torch.arange(n), max(1, size)))
 
 
 @torch.no_grad()
@@ -104,31 +104,29 @@ def rollout(
     hears of every n samples taken one step further. Law: log-probs are of the latents as stored.
     """
     cond = policy.encode(prompts) if cond is None else cond
-    live = rule.std(policy.grid) > 1e-8
     states, log_probs = [], []
     for rows in chunks(len(prompts), batch):
         listed = rows.tolist()
         x = policy.noise([noise_seeds[r] for r in listed])
-        path, scores = [x], []
-        for taken in walk(policy, rule, x, cond[rows], [seeds[r] for r in listed]):
-            path.append(taken.next)
-            known = bool(live[len(scores)])
-            scores.append(taken.dist.log_prob(taken.next) if known else torch.full((len(x),), torch.nan))
-            advance(len(x))
-        states.append(torch.stack(path, 1))
-        log_probs.append(torch.stack([s.to(x.device) for s in scores], 1))
+        path, scores = _trace(walk(policy, rule, x, cond[rows], [seeds[r] for r in listed]), x, advance)
+        states.append(path)
+        log_probs.append(scores)
     return Trajectory(
-        prompts=list(prompts),
-        group=torch.tensor(list(group)),
-        seeds=list(seeds),
-        cond=cond,
-        states=torch.cat(states),
-        log_probs=torch.cat(log_probs),
-        grid=policy.grid,
-        rule=rule,
-        guidance_scale=policy.guidance_scale,
-        version=version,
-    )
+        prompts=list(prompts), group=torch.tensor(list(group)), seeds=list(seeds), cond=cond,
+        states=torch.cat(states), log_probs=torch.cat(log_probs), grid=policy.grid, rule=rule,
+        guidance_scale=policy.guidance_scale, version=version,
+    )  # fmt: skip
+
+
+def _trace(steps: Iterator[Step], x: Tensor, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """States (B, N+1, ...) from x on and log-probs (B, N) of some steps; nan where the step has none."""
+    path, scores = [x], []
+    for taken in steps:
+        path.append(taken.next)
+        known = bool((taken.dist.std > 1e-8).all())
+        scores.append(taken.dist.log_prob(taken.next) if known else x.new_full((len(x),), torch.nan).float())
+        advance(len(x))
+    return torch.stack(path, 1), torch.stack(scores, 1)
 
 
 def rescore(policy: Policy, batch: Trajectory, rows: Tensor, cols: Tensor) -> Gaussian:
