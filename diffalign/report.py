@@ -17,7 +17,7 @@ from diffalign import __version__
 from diffalign.charts import charts
 from diffalign.runfolder import RunFolder
 
-SHOWN, THUMBNAIL = 48, 320
+SHOWN, THUMBNAIL = 64, 320
 """At most so many pairs, each picture at most so many pixels wide: the page stays small."""
 
 DIVERSITY_LOSS = 0.1
@@ -105,7 +105,7 @@ def _diversity(base: float | None, trained: float | None) -> Iterator[Finding]:
         change = trained / base - 1
         word = "fell" if change < 0 else "rose"
         tone = "bad" if change < -DIVERSITY_LOSS else "flat"
-        yield Finding(tone, f"The diversity of the pictures {word} by {abs(change):.0%}.")
+        yield Finding(tone, f"The diversity of the pictures {word} by {100 * abs(change):.0f} %.")
 
 
 def _pairs(folder: RunFolder) -> Iterator[Pair]:
