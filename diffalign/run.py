@@ -220,6 +220,11 @@ class Run:
             rows = members[piece[:, 0]]
             yield rows, piece[:, 1:].expand_as(rows)
 
+    def some_steps(self, batch: Trajectory, fraction: float) -> Tensor:
+        """A share of the stochastic steps (at least one), drawn anew for each update."""
+        order = torch.randperm(len(batch.live), generator=self.generator("timesteps"))
+        return batch.live[order[: max(1, round(fraction * len(order)))]]
+
     def transitions(self, batch: Trajectory, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro-batches of (rows, cols), both (M,), over all samples or those given."""
         rows = torch.arange(len(batch)) if rows is None else rows

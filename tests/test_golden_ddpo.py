@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from golden.make_ddpo import SCHEDULER, STEPS
 from safetensors.torch import load_file
 
 from diffalign.grid import Grid
 from diffalign.steps import DDIM
-from tests.golden.make_ddpo import SCHEDULER, STEPS
 
 GOLDEN = load_file(Path(__file__).with_name("golden") / "ddpo.safetensors")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from toys import Chain, ChainPolicy, train
 
 from diffalign.algorithms.d3po import D3PO
 from diffalign.algorithms.ddpo import DDPO
 from diffalign.algorithms.prdp import PRDP
 from diffalign.losses import clip_ratio, policy_gradient, preference, reward_difference
 from diffalign.run import Batching, Run
-from tests.toys import Chain, ChainPolicy, train
 
 RULE = Chain(a=(0.9, 0.8, 1.1), sigma=(0.5, 0.3, 0.4))
 DIRECTION = torch.tensor([1.0, -0.5])

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toys import Chain, ChainPolicy
 
 from diffalign.errors import DiffalignError
 from diffalign.run import Batching, Run
-from tests.toys import Chain, ChainPolicy
 
 RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))
 

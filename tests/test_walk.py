@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from toys import Chain, ChainPolicy, Cond
 
 from diffalign.errors import DiffalignError
 from diffalign.seeds import normal
 from diffalign.walk import fork, log_prob, rescore, rollout, step, walk
-from tests.toys import Chain, ChainPolicy, Cond
 
 RULE = Chain(a=(0.9, 0.8, 1.1), sigma=(0.5, 0.0, 0.4))
 

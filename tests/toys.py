@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffalign.grid import Grid
@@ -78,6 +80,20 @@ class ChainPolicy:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [self.delta]
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        return {"delta": self.delta.detach().clone()}
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.delta.copy_(state["delta"])
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file(self.adapter_state(), folder / "delta.safetensors")
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:

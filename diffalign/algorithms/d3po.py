@@ -28,6 +28,7 @@ class D3PO:
     labels "hard" prefers the higher reward; "bradley_terry" draws the label with P = sigmoid(difference).
     compare "pareto" prefers a picture only if no part of the reward is lower; else it is a tie.
     reference "previous_round" is the paper's mode for people's votes.
+    timestep_fraction: share of the steps, drawn anew for each update, that is trained on.
     """
 
     min_images_per_prompt: ClassVar[int] = 2
@@ -38,6 +39,7 @@ class D3PO:
     labels: Literal["hard", "bradley_terry"] = "hard"
     compare: Literal["total", "pareto"] = "total"
     reference: Literal["pretrained", "previous_round"] = "pretrained"
+    timestep_fraction: float = 1.0
 
     def collect(self, run: Run) -> Trajectory:
         """K pictures a prompt with one x_T, their preferences and reference log-probs."""
@@ -61,8 +63,9 @@ class D3PO:
             self._values(batch), members[:, first], members[:, second], self.labels, run.generator("labels")
         )
         sign_of = torch.zeros(len(batch), len(first)).index_copy(0, members[:, 0], signs)
-        count = len(members) * len(batch.live) * len(first)
-        for rows, cols in run.cells(batch, members):
+        steps = run.some_steps(batch, self.timestep_fraction)
+        count = len(members) * len(steps) * len(first)
+        for rows, cols in run.cells(batch, members, steps):
             now = run.log_prob(batch, rows, cols)
             ratio = self._bounded(run, now - batch.reference_log_probs[rows, cols], batch.dim)
             sign = sign_of[rows[:, 0]].to(ratio.device)

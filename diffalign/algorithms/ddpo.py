@@ -71,8 +71,7 @@ class DDPO:
     def losses(self, run: Run, batch: Trajectory) -> Iterator[Tensor]:
         """Clipped surrogate (section 4.3), plus the KL penalty per dimension as the ratio is."""
         assert batch.advantages is not None
-        order = torch.randperm(len(batch.live), generator=run.generator("timesteps"))
-        steps = batch.live[order[: max(1, round(self.timestep_fraction * len(order)))]]
+        steps = run.some_steps(batch, self.timestep_fraction)
         for rows, cols in run.cells(batch, torch.arange(len(batch))[:, None], steps):
             rows, cols = rows.flatten(), cols.flatten()
             dist, now = run.transition(batch, rows, cols)

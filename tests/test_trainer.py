@@ -1,0 +1,132 @@
+"""The loop around an algorithm: resuming, limits, best weights, what is logged. On the linear chain."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from toys import Chain, ChainPolicy
+
+from diffalign.algorithms.ddpo import DDPO
+from diffalign.errors import DiffalignError
+from diffalign.evaluate import Evaluator
+from diffalign.optimize import Optimizer, OptimizerSettings
+from diffalign.run import Batching, Run
+from diffalign.runfolder import RunFolder
+from diffalign.trainer import Schedule, Trainer
+
+RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))
+
+
+class PicturePolicy(ChainPolicy):
+    """Its samples are pictures of one pixel."""
+
+    def decode(self, latents):
+        return latents.reshape(-1, 3, 1, 1)
+
+
+def total(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def spread(images, prompts):
+    return -images.square().mean((1, 2, 3))
+
+
+def make(path: Path, identity: dict | None = None, lr: float = 0.05, **schedule) -> Trainer:
+    policy = PicturePolicy(2, 3)
+    run = Run(policy, RULE, total, ["a", "b"], Batching(2, 4), accelerator=Accelerator(cpu=True))
+    optimizer = Optimizer(
+        policy.trainable(), OptimizerSettings(lr=lr, updates=8, ema_decay=0.5), run.accelerator
+    )
+    evaluator = Evaluator(run, ["x", "y", "z"], {"total": total, "spread": spread})
+    plan = Schedule(**{"rounds": 6, "eval_every": 2, "checkpoint_every": 2, **schedule})
+    folder = RunFolder(path) if (path / "config.yaml").exists() else RunFolder.create(path, {})
+    algorithm = DDPO(advantage="batch", min_count=2)
+    return Trainer(run, algorithm, optimizer, evaluator, plan, folder, identity=identity or {})
+
+
+def weights(path: Path) -> torch.Tensor:
+    return load_file(path / "lora" / "delta.safetensors")["delta"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    make(tmp_path / "whole").train()
+    make(tmp_path / "parts", rounds=4).train()
+    make(tmp_path / "parts").train(resume=True)
+    assert torch.equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "parts"))
+    for key in whole.keys() - {"seconds"}:
+        assert whole[key] == parts[key], key
+
+
+def test_the_reward_rises_and_the_rows_say_so(tmp_path):
+    trainer = make(tmp_path / "run", rounds=20, lr=0.2)
+    summary = trainer.train()
+    assert summary["heldout_reward"] > summary["heldout_reward_base"]
+    assert summary["gain_sd"] > 0
+    rows = trainer.folder.rows()
+    assert [row["round"] for row in rows] == list(range(20))
+    for key in ("reward/total/q90", "ratio/mean", "kl", "clip_fraction", "grad_norm", "denoiser_calls",
+                "reward_calls", "seconds/sample", "seconds/update", "peak_memory_mb", "lr"):  # fmt: skip
+        assert all(key in row for row in rows), key
+    assert rows[0]["ratio/deviation"] == 0
+    assert rows[0]["kl"] == 0
+    assert rows[-1]["kl"] > 0
+    assert rows[1]["heldout/spread/gain_sd"] != 0
+
+
+def test_calls_are_counted(tmp_path):
+    trainer = make(tmp_path / "run", rounds=1, eval_every=5)
+    row = (trainer.train(), trainer.folder.rows()[0])[1]
+    sampled, updated, kl = 8 * 2, 8 * 2, 4 * 2 * 2
+    assert row["denoiser_calls"] == sampled + updated + kl
+    assert row["reward_calls"] == 8
+
+
+def test_too_much_kl_stops(tmp_path):
+    summary = make(tmp_path / "run", lr=1.0, rounds=50, max_kl=1.0).train()
+    assert summary["rounds"] < 50
+    assert "above max_kl = 1.0" in summary["stopped"]
+
+
+def test_a_fallen_heldout_reward_stops_or_lowers_the_rate(tmp_path):
+    stopped = make(tmp_path / "a", lr=2.0, rounds=30, max_heldout_drop=0.5).train()["stopped"]
+    assert "held-out spread fell by" in stopped
+    trainer = make(tmp_path / "b", lr=2.0, rounds=30, max_heldout_drop=0.5, on_limit="lower_lr")
+    assert trainer.train()["stopped"] is None
+    assert trainer.optimizer.lr < 2.0
+
+
+def test_time_is_a_limit(tmp_path):
+    assert "minutes" in make(tmp_path / "run", rounds=1000, minutes=1e-3).train()["stopped"]
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    trainer = make(tmp_path / "run", lr=0.2, rounds=6)
+    summary = trainer.train()
+    best = max(
+        (row for row in trainer.folder.rows() if "heldout/total/mean" in row),
+        key=lambda r: r["heldout/total/mean"],
+    )
+    assert summary["best_round"] == best["round"] + 1
+    assert (tmp_path / "run" / "lora-best").is_dir()
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    make(tmp_path / "run", identity={"lr": 1.0, "seed": 0}, rounds=2).train()
+    with pytest.raises(DiffalignError, match=r"another config \(lr: 1\.0 then, 2\.0 now\)"):
+        make(tmp_path / "run", identity={"lr": 2.0, "seed": 0}).train(resume=True)
+
+
+def test_ratio_warnings_name_both_numbers(tmp_path, caplog):
+    trainer = make(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        trainer._check_ratio({"ratio/deviation": 2e-5})
+    assert "2.0e-05" in caplog.text
+    assert "1.0e-04" in caplog.text
