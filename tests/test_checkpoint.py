@@ -96,9 +96,10 @@ def save_and_die(place: Path, when: int) -> bool:
 
     def kill(event: str, args: tuple) -> None:
         nonlocal seen
-        seen += event in FILE_OPERATIONS and str(place) in str(args)
-        if seen > when:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event in FILE_OPERATIONS and str(place) in str(args):
+            seen += 1
+            if seen > when:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(kill)
     checkpoint.save(place / "round-0002", {"n": torch.full((1000,), 2.0)}, keep=1)

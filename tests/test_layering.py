@@ -1,0 +1,86 @@
+"""Imports go one way, and importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    "errors",
+    "seeds grid losses credit reward",
+    "steps",
+    "adapters attention capture conditioning lengths loading placement policy quantize schedulers shell stub"
+    " template trajectory weights",
+    "walk",
+    "preferences prompts checkpoint runfolder metrics",
+    "run",
+    "evaluate optimize",
+    "algorithms",
+    "trainer search",
+    "registry configfile charts",
+    "config",
+    "build report",
+    "progress trackers launch doctor doctor_text",
+    "cli __main__",
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
+FILES = sorted((ROOT / "diffalign").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules directly below `diffalign` that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    inside = {name.split(".")[1] for name in found if name.startswith("diffalign.")}
+    return inside & LEVEL.keys()
+
+
+def module(path: Path) -> str:
+    return path.relative_to(ROOT / "diffalign").with_suffix("").parts[0]
+
+
+def test_every_module_has_a_layer():
+    assert {module(path) for path in FILES} - LEVEL.keys() == {"__init__"}
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if module(f) != "__init__"], ids=lambda p: p.name)
+def test_lower_never_imports_upper(path):
+    upper = {name for name in imported(path) if LEVEL[name] > LEVEL[module(path)]}
+    assert not upper, f"{path.name} imports {upper} from a layer above its own"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rewards").glob("*.py")), ids=lambda p: p.name)
+def test_rewards_import_only_the_protocol(path):
+    assert imported(path) <= {"reward"}
+
+
+def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+
+
+def test_importing_the_package_and_the_command_line_is_light(tmp_path):
+    heavy = "{'torch', 'diffusers', 'transformers', 'pydantic', 'matplotlib', 'accelerate'}"
+    done = python(f"import sys, diffalign, diffalign.cli; print({heavy} & set(sys.modules))", tmp_path)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_every_public_name_resolves():
+    import diffalign
+
+    assert all(getattr(diffalign, name) is not None for name in diffalign.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Polizy'"):
+        _ = diffalign.Polizy
+
+
+def test_the_folder_name_is_not_the_package_name():
+    assert "is the package `diffalign_rewards`" in python("import rewards").stderr
