@@ -69,6 +69,7 @@ class D3PO:
             now = run.log_prob(batch, rows, cols)
             ratio = self._bounded(run, now - batch.reference_log_probs[rows, cols], batch.dim)
             sign = sign_of[rows[:, 0]].to(ratio.device)
+            run.record("d3po/logit", self.beta * (ratio[:, first] - ratio[:, second]).abs())
             yield preference(ratio[:, first], ratio[:, second], sign, self.beta).sum() / count
 
     def _values(self, batch: Trajectory) -> Tensor:
@@ -77,7 +78,6 @@ class D3PO:
         return torch.stack(parts, 1) if parts and self.compare == "pareto" else batch.total[:, None]
 
     def _bounded(self, run: Run, ratio: Tensor, dim: int) -> Tensor:
-        run.record("d3po/log_ratio", ratio)
         if self.mode == "calibrated":
             return ratio
         run.record("clip_fraction", ((ratio / dim).exp() - 1).abs().gt(self.clip).float())
