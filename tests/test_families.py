@@ -1,155 +1,29 @@
-"""Every model family through the policy: its own output, its pictures, gradients, mixed batches, its LoRA files.
-
-The yardstick is the untouched pipeline, run by its own `__call__` with a first-order deterministic scheduler.
-"""
+"""Every model family through the policy: its own output, its pictures, gradients, mixed batches, LoRA files."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
 from peft import PeftModel
 from torch import Tensor
 
-from diffalign.errors import DiffalignError
-from diffalign.policy import LoraSpec, Policy
-from diffalign.steps import ODE
-from diffalign.walk import walk
+from diffalign.policy import Policy
 
-from .families import FAMILIES, TRAPS, Family
+from .families import FAMILIES, Family
+from .families.compare import LORA, SAMPLES, deviation, encode, error, own, perturb, policy, run, walked
 from .families.stable_diffusion import stable_diffusion_inpaint
 
-LORA = LoraSpec(rank=2, alpha=4)
-SAMPLES = 3
 GUIDANCE = ["guided", "unguided"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
-
-
-class Own(NamedTuple):
-    """What a pipeline made by itself: initial and final latents, and the pictures or frames."""
-
-    start: Tensor
-    end: Tensor
-    pictures: Tensor
-
-
-def first_order(scheduler: Any, steps: int) -> tuple[Any, dict[str, Any]]:
-    """A deterministic scheduler with the noise levels of the published one, and arguments that set its grid.
-
-    DDIM's own step takes neighbours by a fixed stride, which is wrong for linearly spaced timesteps; there
-    DPM-Solver++ of order 1 is the same rule (Lu et al. 2022, section 3).
-    """
-    config = scheduler.config
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | CogVideoXDDIMScheduler):
-        return scheduler, {}
-    if config.get("use_flow_sigmas"):
-        own = type(scheduler).from_config(config, solver_order=1, disable_corrector=list(range(steps)))
-        return own, {}
-    ddim = DDIMScheduler.from_config(config, clip_sample=False)
-    if config.timestep_spacing != "linspace":
-        return ddim, {}
-    ddim.set_timesteps(steps)
-    return DPMSolverMultistepScheduler.from_config(config, solver_order=1), {
-        "timesteps": ddim.timesteps.tolist()
-    }
-
-
-def run(pipe: Any, family: Family, call: dict[str, Any]) -> Own:
-    """The pipeline's own `__call__`."""
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler, grid = first_order(pipe.scheduler, family.steps)
-    step, seen = pipe.scheduler.step, []
-
-    @functools.wraps(step)
-    def watched(model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = step(model_output, timestep, sample, *args, **kwargs)
-        seen.append((sample, result[0]))
-        return result
-
-    pipe.scheduler.step = watched
-    generators = [torch.Generator().manual_seed(seed) for seed in range(SAMPLES)]
-    given = {**call, **family.inputs(SAMPLES), "num_inference_steps": family.steps, **grid}
-    pictures = pipe(**given, generator=generators, output_type="pt", return_dict=False)[0]
-    return Own(seen[0][0], seen[-1][1], pictures)
-
-
-def arguments(family: Family, guidance: str) -> dict[str, Any]:
-    return family.call if guidance == "guided" else family.call_unguided
-
-
-@functools.cache
-def own(name: str, guidance: str) -> Own:
-    family = FAMILIES[name]
-    return run(family.make(), family, arguments(family, guidance))
-
-
-@functools.cache
-def policy(name: str, guidance: str = "guided", predict: str = "auto") -> Policy:
-    family = FAMILIES[name]
-    call = arguments(family, guidance)
-    ours = Policy(family.make(), steps=family.steps, call=call, lora=LORA, predict=predict)
-    encode(ours, family, 2)
-    return ours
-
-
-def encode(policy: Policy, family: Family, n: int, first: int = 0) -> Any:
-    inputs = family.inputs(n, first)
-    return policy.encode(inputs.pop("prompt", None), **inputs)
-
-
-@torch.no_grad()
-def walked(policy: Policy, start: Tensor, cond: Any) -> Tensor:
-    """The end of the deterministic walk from these latents."""
-    for taken in walk(policy, ODE(), start, cond, range(len(start))):
-        end = taken.next
-    return end
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest deviation, relative to numbers above 1."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1))
-
-
-def deviation(family: Family, predict: str = "auto") -> tuple[float, float]:
-    """The errors of latents and pictures of a walk against the pipeline's own."""
-    pipe = family.make()
-    ours = Policy(pipe, steps=family.steps, call=family.call, lora=LORA, predict=predict)
-    cond = encode(ours, family, SAMPLES)
-    theirs = run(pipe, family, family.call)
-    end = walked(ours, theirs.start, cond)
-    return error(end, theirs.end), error(ours.decode(end), theirs.pictures)
-
-
-def perturb(policy: Policy) -> None:
-    """Give the adapter weights that matter, as after training."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.trainable():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
@@ -319,48 +193,12 @@ def test_reference_is_the_pipeline_without_the_adapter(family: Family) -> None:
         ours.load_adapter_state(before)
 
 
-REFUSED = {
-    "LTX2": "second stream of latents with a copy of its scheduler",
-    "HunyuanImage": "a guider with momentum",
-}
-"""The traps that are refused, and the cause that the refusal must name; the others must be right."""
-TEMPLATED = {"CogVideoXDynamicGuidance"}
-"""The traps whose template explains every step; for the others it must be refused."""
-
-
-@pytest.mark.parametrize("predict", ["auto", "replay"])
-@pytest.mark.parametrize("name", sorted(TRAPS.keys() - REFUSED.keys()))
-def test_trap_is_right(name: str, predict: str) -> None:
-    assert max(deviation(TRAPS[name], predict)) <= 1e-5
-
-
-@pytest.mark.parametrize("predict", ["auto", "replay"])
-@pytest.mark.parametrize("name", REFUSED)
-def test_trap_is_refused_by_name_and_cause(name: str, predict: str) -> None:
-    with pytest.raises(DiffalignError, match=f"{name}Pipeline.*{REFUSED[name]}"):
-        deviation(TRAPS[name], predict)
-
-
-@pytest.mark.parametrize("name", sorted(TEMPLATED))
-def test_template_of_a_trap_is_right(name: str) -> None:
-    assert max(deviation(TRAPS[name], "template")) <= 1e-5
-
-
-@pytest.mark.parametrize("name", sorted(TRAPS.keys() - TEMPLATED))
-def test_template_of_a_trap_is_refused_by_name(name: str) -> None:
-    trap = TRAPS[name]
-    with pytest.raises(DiffalignError, match=type(trap.make()).__name__):
-        deviation(trap, "template")
-
-
-def test_both_transformers_of_wan22_are_trained_and_saved(tmp_path: Path) -> None:
-    trap = TRAPS["Wan22"]
-    ours = Policy(trap.make(), steps=trap.steps, call=trap.call, lora=LORA)
+def test_the_pipeline_that_was_given_stays_as_it_was(family: Family) -> None:
+    pipe = family.make()
+    ours = Policy(pipe, steps=family.steps, call=family.call, lora=LORA)
+    state = torch.get_rng_state()
+    cond = encode(ours, family, 2)
     perturb(ours)
-    ours.save(tmp_path)
-    plain = trap.make()
-    plain.load_lora_weights(tmp_path)
-    plain.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
-    theirs = run(plain, trap, trap.call)
-    end = walked(ours, theirs.start, encode(ours, trap, SAMPLES))
-    assert error(end, theirs.end) <= 1e-5
+    ours.decode(walked(ours, ours.noise([0, 1]), cond))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(run(pipe, family, family.call).pictures, own(family.name, "guided").pictures)

@@ -10,7 +10,7 @@ import torch
 
 from . import FAMILIES, TRAPS, Family
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=FAMILIES | TRAPS, scope="module")

@@ -113,8 +113,8 @@ def ltx2_vocoder() -> LTX2Vocoder:
     )
 
 
-def hunyuan_image() -> HunyuanImagePipeline:
-    """HunyuanImage-2.1: after five steps a guider projects the guidance with momentum from step to step."""
+def hunyuan_image(momentum_from: int = 5) -> HunyuanImagePipeline:
+    """HunyuanImage-2.1: after some steps a guider projects the guidance with momentum from step to step."""
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -145,7 +145,9 @@ def hunyuan_image() -> HunyuanImagePipeline:
         text_encoder_2=None,
         tokenizer_2=None,
         transformer=randomise(transformer, 1),
-        guider=AdaptiveProjectedMixGuidance(guidance_scale=3.5, adaptive_projected_guidance_start_step=5),
+        guider=AdaptiveProjectedMixGuidance(
+            guidance_scale=3.5, adaptive_projected_guidance_start_step=momentum_from
+        ),
     )
 
 
