@@ -6,6 +6,7 @@ The frozen weights are the pipeline's own, shared and never written to.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class LoraSpec:
     rank: int = 16
     alpha: float | None = None
     targets: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise DiffalignError(f"the LoRA rank must be at least 1, got {self.rank}.")
 
     def config(self, module: nn.Module) -> LoraConfig:
         """peft's configuration for one denoiser."""
@@ -91,9 +96,8 @@ class Adapters:
             trained = {name: _trainable_copy(module) for name, module in modules.items()}
             self.full = {POLICY: trained, REFERENCE: modules}
         else:
-            for module in modules.values():
-                inject_adapter_in_model(lora.config(module), module, POLICY)
-            self._settle()
+            self.configs = {name: lora.config(module) for name, module in modules.items()}
+            self._inject(POLICY)
 
     def module(self, name: str) -> nn.Module:
         """The denoiser of this name as the active variant has it."""
@@ -152,14 +156,15 @@ class Adapters:
                 k: copy.deepcopy(m).requires_grad_(False) for k, m in self.full[POLICY].items()
             }
             return
-        assert self.lora is not None
-        for module in self.base.values():
-            inject_adapter_in_model(self.lora.config(module), module, variant)
-        self._settle()
+        self._inject(variant)
 
-    def _settle(self) -> None:
-        """After a new adapter: float32 weights, gradients for the policy alone, and the list of its layers."""
-        for module in self.base.values():
+    def _inject(self, variant: str) -> None:
+        """A new adapter: float32 weights, gradients for the policy alone, and the list of its layers."""
+        for name, module in self.base.items():
+            with warnings.catch_warnings(
+                action="ignore", category=UserWarning
+            ):  # "already found a peft_config"
+                inject_adapter_in_model(copy.deepcopy(self.configs[name]), module, variant)
             for key, parameter in module.named_parameters():
                 if ".lora_" in key:
                     parameter.data = parameter.data.float()

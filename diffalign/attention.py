@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 from diffalign.errors import DiffalignError
@@ -43,7 +44,7 @@ def _set(module: Any, backend: str) -> None:
         ):
             module.enable_xformers_memory_efficient_attention()
         elif backend == "sdpa" and "UNet" in type(module).__name__:
-            module.set_default_attn_processor()
+            module.set_attn_processor(AttnProcessor2_0())
         else:
             module.set_attention_backend(NAMES.get(backend, backend))
     except (ValueError, RuntimeError, ImportError, ModuleNotFoundError, AttributeError, KeyError) as problem:

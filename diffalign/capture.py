@@ -13,14 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Batch, Conditioning, Layout, fill_masks, learn, rows_layout, settle_masks
+from diffalign.conditioning import (
+    Batch,
+    Conditioning,
+    Layout,
+    fill_masks,
+    fits,
+    learn,
+    rows_layout,
+    settle_masks,
+)
 from diffalign.errors import DiffalignError
 from diffalign.schedulers import grid_of
 from diffalign.shell import Shell, Stop, Watch
 from diffalign.stub import Stub, main_input
 from diffalign.template import Mismatch, Moment, Template, close, infer
 
-PROBES = ("a", "a b c d")
+PROBES = ("a", "a photo of two cats")
 Denoise = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -42,9 +51,14 @@ class Capture:
 
     def encode(self, prompts: Sequence[str]) -> Batch:
         """What the pipeline makes of these prompts, together."""
-        tree = self._encoded(list(prompts))
         assert self.prompt_layout is not None
-        return fill_masks(Batch(self.prompt_layout, self.prompt_layout.flatten(tree), len(prompts)))
+        values = self.prompt_layout.flatten(self._encoded(list(prompts)))
+        if not fits(self.prompt_layout, values, len(prompts)):
+            raise DiffalignError(
+                f"{self.shell.family}: {list(prompts)[:3]} are encoded into another form than the prompts {PROBES} "
+                "that diffalign learnt from. Encode them yourself and give `encode` the embeddings."
+            )
+        return fill_masks(Batch(self.prompt_layout, values, len(prompts)))
 
     def embeds(self, given: dict[str, Any], size: int) -> Batch:
         """Conditioning given as the pipeline's own arguments, with a row for each sample."""
@@ -148,8 +162,11 @@ class Capture:
 
         with torch.no_grad():
             self._run(batch, Watch(denoise, step))
-        if not trace or len(trace) != len(self.shell.scheduler.all_timesteps):
-            raise DiffalignError(_UNSEEN.format(self.shell.family, len(trace)))
+        steps = self.shell.steps
+        if len(trace) != steps:
+            raise DiffalignError(
+                (_SKIPPED if trace else _UNSEEN).format(self.shell.family, len(trace), steps)
+            )
         return trace
 
     # --- template ---
@@ -173,7 +190,7 @@ class Capture:
         taken = Batch(layout, layout.flatten(small), batch.size)[rows].values
         for leaf, ours, theirs in zip(layout.leaves, taken, layout.flatten(large), strict=True):
             drawn = isinstance(theirs, Tensor) and theirs.shape[1:] == self.trace[0].sample.shape[1:]
-            if leaf.kind != "shared" and not drawn and not _alike(ours, theirs):
+            if leaf.kind in ("rows", "items") and not drawn and not _alike(ours, theirs):
                 raise Mismatch("an argument of the denoiser mixes the samples of a batch")
         return layout
 
@@ -195,7 +212,7 @@ class Capture:
         if "arguments" not in cond.captured:
             tree, layout = self._arguments(cond.batch), self.template.layout
             values = layout.flatten(tree)
-            if not _fits(layout, values, len(cond)):
+            if not fits(layout, values, len(cond)):
                 layout = self._learn_arguments(cond.batch)
                 if layout.skeleton != self.template.layout.skeleton:
                     raise DiffalignError(f"{self.shell.family}: these prompts need predict='replay'.")
@@ -309,19 +326,13 @@ def _alike(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _fits(layout: Layout, values: Sequence[Any], size: int) -> bool:
-    """Whether leaves have their samples where a layout says."""
-    for leaf, value in zip(layout.leaves, values, strict=True):
-        if leaf.kind == "shared" and value is None:
-            continue
-        if leaf.kind != "shared" and value is not None and len(value) != leaf.blocks * size:
-            return False
-    return True
-
-
 _UNSEEN = (
-    "{}: `scheduler.step` was seen {} times in a whole run. This pipeline steps in another way (with a scheduler of "
-    "its own making, say), and diffalign cannot see what its denoiser's output becomes."
+    "{}: `scheduler.step` was never called in a whole run. This pipeline steps in another way (with a scheduler of its "
+    "own making, say), and diffalign cannot see what its denoiser's output becomes."
+)
+_SKIPPED = (
+    "{}: this pipeline takes only {} of its {} steps. diffalign samples from pure noise to the end: leave out arguments "
+    "that skip steps (`strength`, `denoising_start`, `denoising_end`)."
 )
 _CHANGED = (
     "{}: this pipeline changes its latents between two steps (blends in a picture, say), so that its samples are not "

@@ -22,12 +22,13 @@ Rows = Tensor | Sequence[int] | slice
 class Leaf:
     """Where the samples are in one leaf of a tree.
 
-    rows: a tensor (m·B, ...); items: a list of m·B things; shared: the same for all samples. Leaves of
+    rows: a tensor (m·B, ...); items: a list of m·B things; shared: the same for all samples; absent:
+    None, and nothing is known of what else it could be. Leaves of
     different length L are padded with `pad` on `side`; a `mask_of` leaf is a mask over the tokens of
     that other leaf, and is None while nothing is padded.
     """
 
-    kind: Literal["rows", "items", "shared"]
+    kind: Literal["rows", "items", "shared", "absent"]
     blocks: int = 1
     side: Literal["right", "left"] | None = None
     pad: float = 0.0
@@ -181,6 +182,8 @@ def _learn(small: Any, large: Any, sizes: tuple[int, int], leaves: list[Leaf]) -
         return Slot(len(leaves) - 1)
 
     b, total = sizes
+    if small is None and large is None:
+        return slot(Leaf("absent"))
     if isinstance(large, Tensor) and small is None:
         return slot(
             Leaf("rows", large.shape[0] // total, "right", 0.0, -1, str(large.dtype).removeprefix("torch."))
@@ -242,6 +245,16 @@ def fill_masks(batch: Batch) -> Batch:
     return replace(batch, values=values)
 
 
+def fits(layout: Layout, values: Sequence[Any], size: int) -> bool:
+    """Whether leaves have their samples where a layout says."""
+    for leaf, value in zip(layout.leaves, values, strict=True):
+        if leaf.kind == "absent" and value is not None:
+            return False
+        if leaf.kind in ("rows", "items") and value is not None and len(value) != leaf.blocks * size:
+            return False
+    return True
+
+
 def leaves_of(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """(path, leaf) of every leaf of a tree of dicts, lists and tuples."""
     if isinstance(tree, dict | list | tuple) and len(tree):
@@ -278,14 +291,14 @@ def _indices(rows: Rows, size: int) -> Tensor:
 
 
 def _take(leaf: Leaf, value: Any, index: Tensor, size: int) -> Any:
-    if leaf.kind == "shared" or value is None:
+    if leaf.kind in ("shared", "absent") or value is None:
         return value
     at = torch.cat([index + block * size for block in range(leaf.blocks)])
     return value[at.to(value.device)] if leaf.kind == "rows" else [value[k] for k in at.tolist()]
 
 
 def _cat(leaf: Leaf, parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    if leaf.kind == "shared" or parts[0] is None:
+    if leaf.kind in ("shared", "absent") or parts[0] is None:
         return parts[0]
     blocks = range(leaf.blocks)
     if leaf.kind == "items":

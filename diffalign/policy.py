@@ -63,6 +63,7 @@ class Policy:
             raise unknown("predict", predict, PREDICT)
         if mixed_precision not in MIXED:
             raise unknown("mixed_precision", mixed_precision, MIXED)
+        _check_precision(dtype_of(dtype), mixed_precision, lora)
         arguments = dict(call or {})
         if guidance_scale is not None:
             arguments[_guidance_name(pipeline)] = guidance_scale
@@ -149,6 +150,7 @@ class Policy:
         try:
             batch = Batch.cat([self._cache[prompt] for prompt in distinct])
         except DiffalignError:
+            self._need_text_encoder(distinct)
             batch = self.capture.encode(distinct)
         return Conditioning(batch)[[distinct.index(prompt) for prompt in prompts]]
 
@@ -301,11 +303,7 @@ class Policy:
         return bool(error <= (1e-4 if alone.dtype == torch.float32 and not self.autocast else 5e-2) * scale)
 
     def _encode_new(self, prompts: list[str]) -> None:
-        if not self._has_text_encoder():
-            raise DiffalignError(
-                f"these prompts are new and the text encoders are gone: {prompts[:3]}. Encode all prompts before "
-                "free_text_encoders(), or give embeddings."
-            )
+        self._need_text_encoder(prompts)
         for prompt in prompts:
             with self.lengths.checking(prompt):
                 self._cache[prompt] = self.capture.encode([prompt])
@@ -333,10 +331,30 @@ class Policy:
                 "are learnt from them."
             )
 
+    def _need_text_encoder(self, prompts: list[str]) -> None:
+        if not self._has_text_encoder():
+            raise DiffalignError(
+                f"these prompts need the text encoders, which are not there: {prompts[:3]}. Encode all prompts before "
+                "free_text_encoders(), together if they are used together, or give embeddings."
+            )
+
     def _has_text_encoder(self) -> bool:
         parts = self.shell.pipe.components
         return "prompt" in self.shell.parameters and any(
             part is not None for name, part in parts.items() if name.startswith("text_encoder")
+        )
+
+
+def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | None) -> None:
+    """Refuse combinations that no hardware computes as meant."""
+    half, computed = dtype in (torch.float16, torch.bfloat16), MIXED[mixed]
+    if half and computed not in (None, dtype):
+        raise DiffalignError(
+            f"dtype {dtype} and mixed_precision {mixed} are two kinds of half precision; use one of them."
+        )
+    if half and computed is None and lora is None:
+        raise DiffalignError(
+            f"full fine-tuning trains float32 weights: with dtype {dtype} set mixed_precision to fp16 or bf16 as well."
         )
 
 
