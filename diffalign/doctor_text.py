@@ -30,7 +30,7 @@ def rows(found: Diagnosis) -> list[tuple[str, str, str]]:
     phases = ", ".join(f"{name} {clock(seconds)}" for name, seconds in found.round_seconds.items())
     return [
         ("ratio, same batch", f"{found.ratio:.1e}", "nats per dimension off; must be 0"),
-        ("ratio, alone", f"{found.ratio_alone:.1e}", f"nats per dimension off; {limit}".strip("; ")),
+        ("ratio, micro-batches", f"{found.ratio_micro:.1e}", f"nats per dimension off; {limit}".strip("; ")),
         (
             "round trip",
             f"{found.round_trip:.1e}",

@@ -16,7 +16,7 @@ from diffalign import build, checkpoint, config, report
 from diffalign.config import RunConfig
 from diffalign.errors import DiffalignError, RunError
 from diffalign.policy import Policy
-from diffalign.progress import Bars
+from diffalign.progress import Bars, quiet_libraries
 from diffalign.runfolder import RunFolder, save_png
 from diffalign.seeds import derive
 from diffalign.trackers import open_trackers
@@ -64,6 +64,7 @@ def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool
 @contextmanager
 def faults(again: str) -> Iterator[None]:
     """Turn a full disk and full memory into errors that say what to do."""
+    quiet_libraries()
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -63,3 +63,13 @@ def note(row: Mapping[str, Any]) -> str:
     if (gain := row.get("heldout/gain_sd")) is not None:
         parts.append(f"held-out {gain:+.2f} sd")
     return ", ".join(parts)
+
+
+def quiet_libraries() -> None:
+    """No loading bars of diffusers and transformers where nobody looks."""
+    if not sys.stderr.isatty():
+        from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
+        from transformers.utils.logging import disable_progress_bar as quiet_transformers
+
+        quiet_diffusers()
+        quiet_transformers()
