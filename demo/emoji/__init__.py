@@ -38,3 +38,14 @@ def pictures() -> list[dict[str, str | bytes]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(PICTURES).to_pylist()
+
+
+def load_clip(**kwargs: Any) -> tuple[Any, Any]:
+    """The emoji CLIP, frozen and in evaluation mode, and its tokenizer (texts → (N, 12) ids).
+
+    Pictures go in as (N, 3, 64, 64) in [−1, 1]; `kwargs` go to `open_clip.create_model`.
+    """
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{CLIP}", **kwargs).eval().requires_grad_(False)
+    return model, open_clip.get_tokenizer(f"local-dir:{CLIP}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -18,20 +17,24 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass
 class Schedule:
-    """Length and pace of one training: optimizer steps, peak rate, decay of the weight average."""
+    """Length and pace of one training: steps of the optimizer, peak rate, decay of the average."""
 
     steps: int
     rate: float
     warmup: int = 100
+    cooldown: float = 0.4
     decay: float = 0.999
     weight_decay: float = 0.01
     save_every: int = 250
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
-        warm = min(1.0, (step + 1) / self.warmup)
-        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        """Linear warm-up, then constant, then linear to zero over the last share `cooldown` of the steps.
+
+        Until the cool-down begins, a checkpoint does not depend on `steps`: a run can be made longer.
+        """
+        left = (self.steps - step) / (self.cooldown * self.steps)
+        return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
 
 def fit(model: nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> nn.Module:
@@ -78,6 +81,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averag
           step: int) -> None:
     """Writes weights, average, moments and the step count, then renames over the last checkpoint."""
     state = {f"average/{name}": value for name, value in average.items()}
+    state |= {f"buffer/{name}": value for name, value in model.named_buffers()}
     for name, value in model.named_parameters():
         moments = optimizer.state[value]
         state |= {f"weights/{name}": value.detach(), f"first/{name}": moments["exp_avg"],
@@ -96,6 +100,8 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averag
         average[name].copy_(state[f"average/{name}"])
         optimizer.state[value] = {"step": state["step"].float(), "exp_avg": state[f"first/{name}"].clone(),
                                   "exp_avg_sq": state[f"second/{name}"].clone()}
+    for name, value in model.named_buffers():
+        value.copy_(state[f"buffer/{name}"])
     return int(state["step"])
 
 

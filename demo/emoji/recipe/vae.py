@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from . import data
 from .fit import Schedule, fit
 
-BATCH = 32
-SCHEDULE = Schedule(steps=600, rate=2e-3, decay=0.99)
+BATCH = 16
+SCHEDULE = Schedule(steps=700, rate=2e-3, decay=0.99)
 
 
 def build() -> AutoencoderKL:
@@ -25,7 +25,7 @@ def build() -> AutoencoderKL:
 
 def pixels(images: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 → (N, 3, H, W) in [−1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
