@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Literal
 
 import open_clip
@@ -34,7 +33,7 @@ class EmojiClip:
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit features (B, E) of pictures (B, 3, H, W) in [0, 1]."""
-        images, size = images.float(), self.model.visual.image_size
+        images, size = images.to(self.model.logit_scale.dtype), self.model.visual.image_size
         if images.shape[-2:] != size:
             images = interpolate(images, size, mode="bicubic", antialias=True)
         features: Tensor = self.model.to(images.device).encode_image(images * 2 - 1, normalize=True)
@@ -63,6 +62,5 @@ class EmojiClip:
 @lru_cache
 def load() -> tuple[Any, Any]:
     """The model in float32 and its tokenizer; read once."""
-    (root,) = find_spec("diffalign_demo").submodule_search_locations  # type: ignore[union-attr, misc]
-    name = f"local-dir:{Path(root) / 'emoji' / 'clip'}"
+    name = f"local-dir:{files('diffalign_demo') / 'emoji' / 'clip'}"
     return open_clip.create_model(name).float().eval().requires_grad_(False), open_clip.get_tokenizer(name)
