@@ -14,7 +14,7 @@ from torch import Tensor
 from diffalign.policy import Policy
 
 from .families import FAMILIES, Family
-from .families.compare import LORA, SAMPLES, deviation, encode, error, own, perturb, policy, run, walked
+from .families.compare import LORA, SAMPLES, deviation, encode, error, own, perturbed, policy, run, walked
 from .families.stable_diffusion import stable_diffusion_inpaint
 
 GUIDANCE = ["guided", "unguided"]
@@ -52,7 +52,7 @@ def test_walk_reproduces_other_kinds_of_guidance(name: str, changes: dict[str, A
     assert max(deviation(replace(FAMILIES[name], call={**FAMILIES[name].call, **changes}))) <= 1e-5
 
 
-def test_replay_and_template_give_the_same_number(family: Family) -> None:
+def test_replay_reproduces_the_pipelines_own_output(family: Family) -> None:
     theirs, ours = own(family.name, "guided"), policy(family.name, predict="replay")
     end = walked(ours, theirs.start, encode(ours, family, SAMPLES))
     assert error(end, theirs.end) <= 1e-5
@@ -101,14 +101,10 @@ def test_gradients_reach_latents_and_adapter_through_predict(family: Family, pre
     ours = policy(family.name, predict=predict)
     cond, x = encode(ours, family, 2), ours.noise([1, 2]).requires_grad_()
     time = ours.grid.timesteps[[1, 1]]
-    before = ours.adapter_state()
-    perturb(ours)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    try:
+    with perturbed(ours):
         for of in ([x], ours.trainable()):
             assert_gradient(lambda: (ours.predict(x, time, cond).double() * weights).sum(), of)
-    finally:
-        ours.load_adapter_state(before)
 
 
 @torch.no_grad()
@@ -138,19 +134,18 @@ def test_masked_image_of_inpainting_is_drawn_alike_for_every_sample_and_every_ca
 
 
 @torch.no_grad()
-def test_a_vector_of_timesteps_takes_as_few_denoiser_calls_as_one(family: Family) -> None:
+def test_every_family_has_a_template_and_takes_a_vector_of_timesteps_in_one_call(family: Family) -> None:
     ours = policy(family.name)
-    if "template" not in ours.describe() or not family.vector_timesteps:
-        pytest.skip("one timestep per call")
+    assert "predict: template" in ours.describe()
+    x, time, cond = ours.noise([0, 1, 2]), ours.grid.timesteps, encode(ours, family, 3)
+    ours.predict(x, time[[0, 1, 2]], cond)
     calls: list[int] = []
     hook = ours.denoiser.register_forward_pre_hook(lambda module, args: calls.append(1))
-    counts = []
-    for times in ([1, 1, 1], [0, 1, 2]):
-        calls.clear()
-        ours.predict(ours.noise([0, 1, 2]), ours.grid.timesteps[times], encode(ours, family, 3))
-        counts.append(len(calls))
+    ours.predict(x, time[[1, 1, 1]], cond)
+    one = len(calls)
+    ours.predict(x, time[[0, 1, 2]], cond)
     hook.remove()
-    assert counts[0] == counts[1] > 0
+    assert len(calls) == 2 * one > 0
 
 
 def load_lora(pipe: Any, folder: Path) -> None:
@@ -165,13 +160,9 @@ def load_lora(pipe: Any, folder: Path) -> None:
 
 def test_saved_lora_does_the_same_in_a_plain_pipeline(family: Family, tmp_path: Path) -> None:
     base, ours = own(family.name, "guided"), policy(family.name)
-    before = ours.adapter_state()
-    perturb(ours)
-    try:
+    with perturbed(ours):
         end = walked(ours, base.start, encode(ours, family, SAMPLES))
         ours.save(tmp_path)
-    finally:
-        ours.load_adapter_state(before)
     plain = family.make()
     load_lora(plain, tmp_path)
     theirs = run(plain, family, family.call)
@@ -182,15 +173,11 @@ def test_saved_lora_does_the_same_in_a_plain_pipeline(family: Family, tmp_path: 
 @torch.no_grad()
 def test_reference_is_the_pipeline_without_the_adapter(family: Family) -> None:
     ours, theirs = policy(family.name), own(family.name, "guided")
-    before = ours.adapter_state()
-    perturb(ours)
-    try:
-        cond = encode(ours, family, SAMPLES)
+    cond = encode(ours, family, SAMPLES)
+    with perturbed(ours):
         with ours.using("reference"):
             assert error(walked(ours, theirs.start, cond), theirs.end) <= 1e-5
         assert error(walked(ours, theirs.start, cond), theirs.end) > 1e-2
-    finally:
-        ours.load_adapter_state(before)
 
 
 def test_the_pipeline_that_was_given_stays_as_it_was(family: Family) -> None:
@@ -198,7 +185,7 @@ def test_the_pipeline_that_was_given_stays_as_it_was(family: Family) -> None:
     ours = Policy(pipe, steps=family.steps, call=family.call, lora=LORA)
     state = torch.get_rng_state()
     cond = encode(ours, family, 2)
-    perturb(ours)
-    ours.decode(walked(ours, ours.noise([0, 1]), cond))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(run(pipe, family, family.call).pictures, own(family.name, "guided").pictures)
+    with perturbed(ours):
+        ours.decode(walked(ours, ours.noise([0, 1]), cond))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(run(pipe, family, family.call).pictures, own(family.name, "guided").pictures)

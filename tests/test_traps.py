@@ -12,7 +12,7 @@ from diffalign.errors import DiffalignError
 from diffalign.policy import Policy
 
 from .families import TRAPS
-from .families.compare import LORA, SAMPLES, deviation, encode, error, perturb, run, walked
+from .families.compare import LORA, SAMPLES, deviation, encode, error, perturbed, run, walked
 from .families.traps import hunyuan_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,13 +57,12 @@ def test_template_of_a_trap_is_refused_by_name(name: str) -> None:
 
 
 def test_both_transformers_of_wan22_are_trained_and_saved(tmp_path: Path) -> None:
-    trap = TRAPS["Wan22"]
+    trap, plain = TRAPS["Wan22"], TRAPS["Wan22"].make()
     ours = Policy(trap.make(), steps=trap.steps, call=trap.call, lora=LORA)
-    perturb(ours)
-    ours.save(tmp_path)
-    plain = trap.make()
-    plain.load_lora_weights(tmp_path)
-    plain.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
-    theirs = run(plain, trap, trap.call)
-    end = walked(ours, theirs.start, encode(ours, trap, SAMPLES))
+    with perturbed(ours):
+        ours.save(tmp_path)
+        plain.load_lora_weights(tmp_path)
+        plain.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
+        theirs = run(plain, trap, trap.call)
+        end = walked(ours, theirs.start, encode(ours, trap, SAMPLES))
     assert error(end, theirs.end) <= 1e-5

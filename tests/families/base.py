@@ -37,7 +37,6 @@ class Family:
     unguided: dict[str, Any]
     embeds: Callable[..., dict[str, Any]] | None = None
     steps: int = 4
-    vector_timesteps: bool = True
     lora: bool = True
     video: bool = False
     disarm: dict[str, Any] = field(default_factory=dict)

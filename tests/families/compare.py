@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -120,9 +122,10 @@ def deviation(family: Family, predict: str = "auto") -> tuple[float, float]:
     return error(end, theirs.end), error(ours.decode(end), theirs.pictures)
 
 
-def perturb(policy: Policy) -> None:
-    """Give the adapter weights that matter, as after training."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.trainable():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+@contextmanager
+def perturbed(policy: Policy) -> Iterator[None]:
+    """Give the adapter weights that matter, as after training, within the context."""
+    generator, before = torch.Generator().manual_seed(3), policy.adapter_state()
+    policy.load_adapter_state({k: 0.3 * torch.randn(v.shape, generator=generator) for k, v in before.items()})
+    yield
+    policy.load_adapter_state(before)
