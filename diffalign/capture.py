@@ -24,10 +24,11 @@ from diffalign.conditioning import (
     settle_masks,
 )
 from diffalign.errors import DiffalignError
+from diffalign.inference import Inference, Moment, close
 from diffalign.schedulers import grid_of
 from diffalign.shell import Shell, Stop, Watch
 from diffalign.stub import Stub, main_input
-from diffalign.template import Mismatch, Moment, Template, close, infer
+from diffalign.template import Mismatch, Template
 
 PROBES = ("a", "a photo of two cats")
 Denoise = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
@@ -93,19 +94,20 @@ class Capture:
 
     def probe(self, batch: Batch, predict: str) -> None:
         """Learn everything else from one batch of two prompts; one real denoiser call, the rest stubbed."""
-        self.sample = batch[:1]
+        self.sample, self._probe_batch = batch[:1], batch
         self._learn_output(batch[:1])
         self._learn_initial(batch)
-        self._probe_batch, self.trace = batch, self._traced(batch)
-        first = self.trace[0]
-        self.latent_shape, self.dtype = tuple(first.sample.shape[1:]), first.sample.dtype
+        inference = self._start_inference() if predict != "replay" else None
+        self._trace(batch, inference)
         self.grid = grid_of(self.shell.scheduler, self.shell.family)
-        if predict != "replay":
-            self._learn_template(batch, required=predict == "template")
-        else:
-            self.reason = "asked for"
+        self._finish_inference(inference)
+        if self.template is None and predict == "template":
+            raise DiffalignError(
+                f"{self.shell.family}: predict='template' is not possible: {self.reason}. Use predict='auto'."
+            )
         if self.template is None:
             self.check_replay(range(self.grid.steps))
+        self.stub.forget()
 
     def _learn_output(self, batch: Batch) -> None:
         def denoise(name: str, args: Any, kwargs: Any) -> Any:
@@ -135,12 +137,13 @@ class Capture:
             self._initial = tuple(given.shape[1:])
             self._initial_like = given[:0]
 
-    def _traced(self, batch: Batch) -> list[Moment]:
-        """Every step of a run with the denoiser stubbed and random latents between the steps."""
-        trace: list[Moment] = []
+    def _trace(self, batch: Batch, inference: Inference | None) -> None:
+        """Show every step to the inference, and remember what is needed to check a replay.
+
+        The denoiser is stubbed, and the latents between the steps are random.
+        """
         calls: list[tuple[str, list[Any], Any]] = []
-        generator = torch.Generator().manual_seed(1)
-        handed: list[Tensor] = []
+        self._outputs: list[Tensor] = []
 
         def denoise(name: str, args: Any, kwargs: Any) -> Any:
             output = self._stubbed(name, args, kwargs)
@@ -148,39 +151,56 @@ class Capture:
             return output
 
         def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
-            if handed and not torch.equal(handed[-1].to(sample.dtype), sample):
+            k, output = len(self._outputs), _same_channels(output, sample)
+            if k == 0:
+                self._first = sample
+            elif not _is(sample, self._latents(k)):
                 raise DiffalignError(_CHANGED.format(self.shell.family))
-            trace.append(
-                Moment(calls.copy(), _same_channels(output, sample), torch.as_tensor(timestep), sample)
-            )
+            self._outputs.append(_some(output))
+            self._show(inference, Moment(calls.copy(), output, torch.as_tensor(timestep), sample))
             calls.clear()
-            fresh = torch.randn(sample.shape, generator=generator).to(sample.device, sample.dtype)
-            handed.append(fresh)
-            if len(trace) == len(self.shell.scheduler.all_timesteps):
+            if k + 1 == len(self.shell.scheduler.all_timesteps):
                 raise Stop
-            return fresh
+            return self._latents(k + 1)
 
         with torch.no_grad():
             self._run(batch, Watch(denoise, step))
-        steps = self.shell.steps
-        if len(trace) != steps:
-            raise DiffalignError(
-                (_SKIPPED if trace else _UNSEEN).format(self.shell.family, len(trace), steps)
-            )
-        return trace
+        seen, steps = len(self._outputs), self.shell.steps
+        if seen != steps:
+            raise DiffalignError((_SKIPPED if seen else _UNSEEN).format(self.shell.family, seen, steps))
+        self.latent_shape, self.dtype = tuple(self._first.shape[1:]), self._first.dtype
+
+    def _latents(self, k: int) -> Tensor:
+        """The latents of the trace at step k."""
+        if k == 0:
+            return self._first
+        drawn = torch.randn(self._first.shape, generator=torch.Generator().manual_seed(k))
+        return drawn.to(self._first.device, self._first.dtype)
 
     # --- template ---
 
-    def _learn_template(self, batch: Batch, required: bool) -> None:
+    def _start_inference(self) -> Inference | None:
         try:
-            layout = self._learn_arguments(batch)
-            self.template = infer(self.trace, layout, self._numbers())
+            return Inference(self._learn_arguments(self._probe_batch), self._numbers())
         except Mismatch as problem:
             self.reason = str(problem)
-            if required:
-                raise DiffalignError(
-                    f"{self.shell.family}: predict='template' is not possible: {self.reason}. Use predict='auto'."
-                ) from None
+            return None
+
+    def _show(self, inference: Inference | None, moment: Moment) -> None:
+        if inference is not None and not self.reason:
+            try:
+                inference.add(moment)
+            except Mismatch as problem:
+                self.reason = str(problem)
+
+    def _finish_inference(self, inference: Inference | None) -> None:
+        if inference is None or self.reason:
+            self.reason = self.reason or "asked for"
+            return
+        try:
+            self.template = inference.template()
+        except Mismatch as problem:
+            self.reason = str(problem)
 
     def _learn_arguments(self, batch: Batch) -> Layout:
         """Where the samples are in the denoiser's arguments; choosing rows must commute with capturing."""
@@ -189,8 +209,7 @@ class Capture:
         layout = learn(small, large, (batch.size, batch.size + 1))
         taken = Batch(layout, layout.flatten(small), batch.size)[rows].values
         for leaf, ours, theirs in zip(layout.leaves, taken, layout.flatten(large), strict=True):
-            drawn = isinstance(theirs, Tensor) and theirs.shape[1:] == self.trace[0].sample.shape[1:]
-            if leaf.kind in ("rows", "items") and not drawn and not _alike(ours, theirs):
+            if leaf.kind in ("rows", "items") and not _alike(ours, theirs):
                 raise Mismatch("an argument of the denoiser mixes the samples of a batch")
         return layout
 
@@ -231,11 +250,10 @@ class Capture:
         """Choose for each step the shorter replay that gives what a full run gives; refuse where none does."""
         batch = self._probe_batch
         for index in indices:
-            moment = self.trace[index]
             for way in ("pair", "prefix"):
                 with torch.no_grad():
-                    output = self._replayed(moment.sample, index, batch, way, self._stubbed)
-                if output is not None and close(output, moment.output):
+                    output = self._replayed(self._latents(index), index, batch, way, self._stubbed)
+                if output is not None and close(_some(output), self._outputs[index]):
                     self._replay[index] = way
                     break
             else:
@@ -307,6 +325,11 @@ def _stop(*_: Any) -> Any:
     raise Stop
 
 
+def _some(output: Tensor) -> Tensor:
+    """Enough of an output to know it by."""
+    return output.detach().flatten()[:: -(-output.numel() // 4096)].clone()
+
+
 def _same_channels(output: Tensor, sample: Tensor) -> Tensor:
     """The output without a learned variance, as diffusers' own `step` cuts it off."""
     return output if output.shape == sample.shape else output.narrow(1, 0, sample.shape[1])
@@ -331,8 +354,8 @@ _UNSEEN = (
     "own making, say), and diffalign cannot see what its denoiser's output becomes."
 )
 _SKIPPED = (
-    "{}: this pipeline takes only {} of its {} steps. diffalign samples from pure noise to the end: leave out arguments "
-    "that skip steps (`strength`, `denoising_start`, `denoising_end`)."
+    "{}: this pipeline takes only {} of its {} steps. diffalign samples from pure noise to the end: leave out "
+    "arguments that skip steps (`strength`, `denoising_start`, `denoising_end`)."
 )
 _CHANGED = (
     "{}: this pipeline changes its latents between two steps (blends in a picture, say), so that its samples are not "

@@ -22,6 +22,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.forms: dict[str, tuple[Any, Any]] = {}
+        self.noise: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     def learn(self, name: str, main: Any, output: Any) -> None:
         """Remember how the form of an output follows from the main input."""
@@ -42,14 +43,22 @@ class Stub:
             phase = phase + (3 + 10 * _number(str(path))) * _digest(leaf, rows)
 
         def noise(shape: tuple[int, ...], like: Tensor, item: int) -> Tensor:
-            generator = torch.Generator().manual_seed(item)
-            a, b = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
-            angle = (phase if len(phase) == shape[0] else phase.mean()[None]).reshape(
-                -1, *[1] * (len(shape) - 1)
-            )
+            a, b = self._noise(shape, item)
+            angle = phase if len(phase) == shape[0] else phase.mean()[None]
+            angle = angle.float().reshape(-1, *[1] * (len(shape) - 1))
             return torch.as_tensor(angle.cos() * a + angle.sin() * b).to(like.device, like.dtype)
 
         return self._fill(name, main, noise)
+
+    def _noise(self, shape: tuple[int, ...], item: int) -> Tensor:
+        if (shape, item) not in self.noise:
+            generator = torch.Generator().manual_seed(item)
+            self.noise[shape, item] = torch.randn((2, *shape), generator=generator)
+        return self.noise[shape, item]
+
+    def forget(self) -> None:
+        """Give the memory of the noise back; the same is drawn again when needed."""
+        self.noise.clear()
 
     def _fill(self, name: str, main: Any, make: Callable[[tuple[int, ...], Tensor, int], Tensor]) -> Any:
         seen, output = self.forms.get(name) or next(iter(self.forms.values()))
@@ -81,7 +90,7 @@ def _digest(leaf: Any, rows: int) -> Tensor:
         return torch.tensor([_number(repr(leaf))], dtype=torch.float64)
     flat = leaf.detach().double().cpu()
     flat = flat.reshape(rows, -1) if leaf.ndim and len(leaf) == rows else flat.reshape(1, -1)
-    weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    weights = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64).mul(12.9898).sin()
     return torch.mv(flat, weights).div(max(1, flat.shape[1]) ** 0.5)
 
 

@@ -1,7 +1,6 @@
 """The fast way to a pipeline's guided output: call the denoiser with captured arguments, combine what it says.
 
-Nothing here is guessed: a template is inferred from a trace of all steps of the grid and must
-explain every argument and every output of it. Dimensions: B samples, N steps, m blocks of B rows.
+What a template is made of; `inference.py` finds it. Dimensions: B samples, N steps, m blocks of B rows.
 """
 
 from __future__ import annotations
@@ -13,21 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Batch, Layout, Slot, leaves_of
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One step of a trace: what the denoiser was asked and said, and what the pipeline made of it.
-
-    calls: (denoiser, [args, kwargs], output) of each call; output (B, ...) is what went to
-    `scheduler.step` beside the timestep and the sample x (B, ...).
-    """
-
-    calls: list[tuple[str, list[Any], Any]]
-    output: Tensor
-    timestep: Tensor
-    sample: Tensor
+from diffalign.conditioning import Batch, Layout
 
 
 class Mismatch(Exception):
@@ -149,11 +134,8 @@ class Scheduled:
         """See Combine."""
         assert at is not None
         first = parts[0]
-        rows = (
-            self.weights[at.cpu()]
-            .to(first.device, first.dtype)
-            .reshape(-1, len(parts), *[1] * (first.ndim - 1))
-        )
+        rows = self.weights[at.cpu()].to(first.device, first.dtype)
+        rows = rows.reshape(-1, len(parts), *[1] * (first.ndim - 1))
         return sum((rows[:, k] * part for k, part in enumerate(parts[1:], 1)), rows[:, 0] * first)
 
     def __str__(self) -> str:
@@ -261,7 +243,7 @@ def parts_of(outputs: Sequence[Any], blocks: Sequence[int], like: Tensor) -> lis
                 tensor = tensor.narrow(axis, 0, like.shape[axis])
         if tensor.shape != (m * len(like), *like.shape[1:]):
             raise Mismatch(
-                f"the denoiser's output {tuple(tensor.shape)} has not the latents' form {tuple(like.shape)}"
+                f"the denoiser's output {tuple(tensor.shape)} is not as the latents {tuple(like.shape)}"
             )
         parts += tensor.chunk(m)
     return parts
@@ -274,150 +256,3 @@ def main_output(output: Any) -> Tensor:
             return torch.stack(output)
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     return output
-
-
-def infer(trace: Sequence[Moment], layout: Layout, numbers: Sequence[float]) -> Template:
-    """The template that explains a trace; `numbers` are the guidance scales it may contain. Raises Mismatch."""
-    first = trace[0]
-    names = tuple(name for name, _, _ in first.calls)
-    for k, moment in enumerate(trace):
-        if tuple(name for name, _, _ in moment.calls) != names:
-            raise Mismatch(f"step {k} calls {[c[0] for c in moment.calls]}, the first step {list(names)}")
-    columns = list(zip(*(_leaves(layout, moment, k) for k, moment in enumerate(trace)), strict=True))
-    labels = _labels(layout)
-    blocks = tuple(_blocks(output, first.sample) for _, _, output in first.calls)
-    moving = [n for n, column in enumerate(columns) if not _static(column)]
-    writers = {n: _writer(columns[n], trace, labels[n], blocks[int(labels[n].split(".")[0])]) for n in moving}
-    if not any(isinstance(writer, Latents) for writer in writers.values()):
-        raise Mismatch("no argument of the denoiser holds the latents as they are")
-    parts = [parts_of([output for _, _, output in moment.calls], blocks, moment.sample) for moment in trace]
-    # Pipelines combine the parts in the denoiser's dtype, or after casting them to the output's.
-    for dtype in dict.fromkeys([first.output.dtype, parts[0][0].dtype]):
-        if combine := _combine(trace, [[part.to(dtype) for part in p] for p in parts], numbers):
-            return Template(layout, names, writers, combine, dtype, blocks, labels)
-    raise Mismatch("how the guided output follows from the denoiser's is none of the rules known here")
-
-
-def _leaves(layout: Layout, moment: Moment, k: int) -> list[Any]:
-    try:
-        return layout.flatten([arguments for _, arguments, _ in moment.calls])
-    except (KeyError, ValueError, TypeError, IndexError):
-        raise Mismatch(f"the denoiser's arguments change their form at step {k}") from None
-
-
-def _labels(layout: Layout) -> dict[int, str]:
-    paths = [(leaf, path) for path, leaf in leaves_of(layout.skeleton) if isinstance(leaf, Slot)]
-    return {int(n): ".".join(str(p) for p in (path[0], *path[2:])) for n, path in paths}
-
-
-def _static(column: Sequence[Any]) -> bool:
-    return all(same(column[0], other) for other in column[1:])
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two arguments are equal, bit for bit."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
-
-
-def _writer(column: Sequence[Any], trace: Sequence[Moment], label: str, blocks: int) -> Writer:
-    sample = trace[0].sample
-    candidates: list[Writer] = [*_latents(column, sample), *_times(column, sample, blocks)]
-    for candidate in candidates:
-        scalar = isinstance(candidate, Time) and candidate.scalar
-        times = [
-            m.timestep.reshape(()) if scalar else m.timestep.reshape(1).expand(len(m.sample)) for m in trace
-        ]
-        made = (candidate(m.sample, t, v) for m, t, v in zip(trace, times, column, strict=True))
-        if all(same(a, b) for a, b in zip(made, column, strict=True)):
-            return candidate
-    raise Mismatch(
-        f"argument {label!r} changes from step to step, and follows neither from the latents nor from t"
-    )
-
-
-def _latents(column: Sequence[Any], x: Tensor) -> list[Latents]:
-    leaf = column[0]
-    if isinstance(leaf, list) and leaf and isinstance(leaf[0], Tensor):
-        rank = leaf[0].ndim
-        if rank not in (x.ndim - 1, x.ndim) or len(leaf) % len(x):
-            return []
-        dims = [None] if rank == x.ndim - 1 else list(range(1, x.ndim + 1))
-        return [Latents(len(leaf) // len(x), leaf[0].dtype, unsqueezed=d, listed=True) for d in dims]
-    if (
-        not isinstance(leaf, Tensor)
-        or not leaf.is_floating_point()
-        or leaf.ndim < x.ndim
-        or len(leaf) % len(x)
-    ):
-        return []
-    m = len(leaf) // len(x)
-    if leaf.ndim == x.ndim + 1:
-        return [Latents(m, leaf.dtype, unsqueezed=d) for d in range(1, x.ndim + 1) if leaf.shape[d] == 1]
-    longer = [d for d in range(1, x.ndim) if leaf.shape[d] > x.shape[d]]
-    return [Latents(m, leaf.dtype, longer[0] if longer else None)] if len(longer) < 2 else []
-
-
-def _times(column: Sequence[Any], x: Tensor, blocks: int) -> list[Time]:
-    leaf = column[0]
-    if not isinstance(leaf, Tensor) or (leaf.ndim and leaf.shape[0] != 1 and leaf.shape[0] % len(x)):
-        return []
-    scalar = leaf.ndim == 0 or leaf.shape[0] % len(x) != 0
-    m = blocks if scalar else leaf.shape[0] // len(x)
-    inner = dict.fromkeys([leaf.dtype, torch.float32])
-    return [Time(form, m, kind, leaf.dtype, scalar, tuple(leaf.shape)) for kind in inner for form in FORMS]
-
-
-def _blocks(output: Any, sample: Tensor) -> int:
-    rows = len(main_output(output))
-    if rows % len(sample):
-        raise Mismatch(f"the denoiser gives {rows} rows for {len(sample)} samples")
-    return rows // len(sample)
-
-
-def _combine(
-    trace: Sequence[Moment], parts: Sequence[list[Tensor]], numbers: Sequence[float]
-) -> Combine | None:
-    fitted = [_weights(p, m.output, numbers) for p, m in zip(parts, trace, strict=True)]
-    candidates: list[Combine] = []
-    if all(torch.allclose(w, fitted[0], atol=1e-6) for w in fitted):
-        candidates = [Linear(tuple(fitted[0].tolist()))]
-    else:
-        candidates = [Scheduled(torch.stack(fitted))]
-    if len(parts[0]) == 2:
-        linear = [Linear(w) for g in numbers for w in ((1 - g, g), (g, 1 - g))]
-        candidates += [Normed(one, sign) for one in linear for sign in (1.0, -1.0)]
-        candidates += [Rescaled(one, amount) for one in linear for amount in numbers if 0 < amount <= 1]
-    steps = torch.arange(len(trace))
-    for combine in candidates:
-        guesses = (combine(p, k.expand(len(p[0]))) for p, k in zip(parts, steps, strict=True))
-        if all(close(guess, m.output) for guess, m in zip(guesses, trace, strict=True)):
-            return combine
-    return None
-
-
-def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Least squares, each weight snapped to a number that the call contains (or 1 minus it) if it is that one."""
-    columns = torch.stack([part.detach().double().flatten() for part in parts], 1)
-    if torch.linalg.matrix_rank(columns) < columns.shape[1]:
-        raise Mismatch("the parts of the denoiser's output cannot be told apart")
-    found = torch.linalg.lstsq(columns, output.detach().double().flatten()[:, None]).solution.flatten()
-    exact = torch.tensor(
-        [0.0, 1.0, -1.0, *(v for g in numbers for v in (g, 1 - g, 1 + g, -g))], dtype=torch.float64
-    )
-    distance = (found.cpu()[:, None] - exact).abs()
-    tolerance = 1e-5 if output.dtype == torch.float32 else 2e-2
-    return torch.where(distance.amin(1) < tolerance, exact[distance.argmin(1)], found.cpu())
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equality up to the rounding of b's dtype."""
-    eps = 32 * torch.finfo(b.dtype).eps
-    return a.shape == b.shape and bool(
-        (a.double() - b.double()).abs().max() <= eps * (1 + b.double().abs().max())
-    )

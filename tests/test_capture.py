@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,13 +29,7 @@ from .families import FAMILIES
 from .families.base import t5_tokenizer
 from .families.stable_diffusion import BETAS, MASK, PICTURE, SIZE, sd15_parts, stable_diffusion
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(pipe: Any = None, **settings: Any) -> Policy:
@@ -296,7 +289,7 @@ def test_a_pipeline_that_blends_a_picture_into_its_latents_is_refused() -> None:
 
 def test_a_pipeline_that_skips_steps_is_refused() -> None:
     pipe = StableDiffusionInpaintPipeline(**sd15_parts(in_channels=9))
-    with pytest.raises(DiffalignError, match="only 2 of its 4 steps.*strength"):
+    with pytest.raises(DiffalignError, match=r"only 2 of its 4 steps.*strength"):
         make(pipe, call={**SIZE, "image": PICTURE, "mask_image": MASK, "strength": 0.5})
 
 
