@@ -11,7 +11,7 @@ from diffalign.doctor import Diagnosis
 def show(found: Diagnosis) -> None:
     """Print what was captured, then one line a check."""
     console = Console()
-    console.print(found.description, highlight=False)
+    console.print(f"{found.description}\n{found.batching}\n", highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows(found):
         table.add_row(*row)
@@ -36,7 +36,7 @@ def rows(found: Diagnosis) -> list[tuple[str, str, str]]:
             f"{found.round_trip:.1e}",
             "of a latent's size lost between latent, clean sample and noise",
         ),
-        ("a round", clock(sum(found.round_seconds.values())), f"{phases} ({found.batching})"),
+        ("a round", clock(sum(found.round_seconds.values())), phases),
         ("an evaluation", clock(found.evaluation_seconds), f"{found.evaluations} of them"),
         ("peak memory", f"{found.memory_mb:,.0f} MB", ""),
         ("the whole run", clock(found.run_seconds), f"{found.rounds} rounds"),

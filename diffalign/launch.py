@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from safetensors import SafetensorError
 
 from diffalign import build, checkpoint, config, report
@@ -33,6 +34,7 @@ def train(
     """Train as a config says, or go on with the run in the folder `resume`; the report's path."""
     folder = RunFolder.open(Path(resume)) if resume else None
     settings = _settings(source, overrides, folder)
+    processes()
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
     with faults(f"diffalign train --resume {folder.path}"):
         trainer = build.trainer(settings, folder)
@@ -76,6 +78,13 @@ def faults(again: str) -> Iterator[None]:
         raise RunError(f"{error}. Nothing that was saved is lost; to go on: {again}") from error
 
 
+def processes() -> PartialState:
+    """The launched processes; without an accelerator, accelerate joins them only if told to use the CPU."""
+    if "WORLD_SIZE" in os.environ and not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | None) -> RunConfig:
     if source is not None:
         return config.load(source, overrides)
@@ -91,7 +100,7 @@ def _new_folder(settings: RunConfig, out: str | None, source: str) -> RunFolder:
     base = Path("runs") / Path(source).stem
     tries = [Path(out)] if out else [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
     path = next((path for path in tries if not (path / "config.yaml").exists()), tries[-1])
-    path = Path(broadcast_object_list([str(path)])[0]) if PartialState().num_processes > 1 else path
+    path = Path(broadcast_object_list([str(path)])[0]) if processes().num_processes > 1 else path
     return _on_main(lambda: RunFolder.create(path, settings.resolved()), RunFolder(path))
 
 
@@ -140,7 +149,7 @@ def _totals(trainer: Trainer) -> dict[str, int]:
 
 def _on_main(action: Callable[[], T], otherwise: T) -> T:
     """The action's result on the main process; `otherwise` on the rest, which wait."""
-    state = PartialState()
+    state = processes()
     result = action() if state.is_main_process else otherwise
     state.wait_for_everyone()
     return result
