@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffalign_rewards.jpeg_incompressibility import jpeg_incompressibility
 from torch import Tensor
+
+from diffalign_rewards.jpeg_incompressibility import jpeg_incompressibility
 
 
 def jpeg_compressibility(images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor:

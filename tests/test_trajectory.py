@@ -21,7 +21,8 @@ def make(n: int = 4) -> Trajectory:
     return Trajectory(
         prompts=[f"prompt {k} é" for k in range(n)], group=torch.tensor([0, 0, 1, 1]), seeds=list(range(n)),
         cond=Conditioning(Batch(layout, layout.flatten(tree), n)), states=torch.randn(n, 3, 4, 2),
-        log_probs=torch.randn(n, 2), grid=grid, rule=DDIM(0.5), guidance_scale=3.0, rewards={"total": torch.randn(n)},
+        log_probs=torch.randn(n, 2), grid=grid, rule=DDIM(0.5), guidance_scale=3.0,
+        rewards={"total": torch.randn(n)},
     )  # fmt: skip
 
 
