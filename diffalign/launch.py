@@ -36,7 +36,7 @@ def train(
     settings = _settings(source, overrides, folder)
     processes()
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
-    with faults(f"diffalign train --resume {folder.path}"):
+    with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
         trainer = build.trainer(settings, folder)
         _introduce(trainer, folder, say)
         _run(trainer, settings, resume is not None)
@@ -76,6 +76,15 @@ def faults(again: str) -> Iterator[None]:
         ) from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"{error}. Nothing that was saved is lost; to go on: {again}") from error
+
+
+@contextmanager
+def _interrupted(go_on: str, say: Say) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; every saved round is kept. To go on: {go_on}")
+        raise
 
 
 def processes() -> PartialState:

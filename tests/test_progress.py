@@ -1,0 +1,39 @@
+"""Bars show rounds, phases and rewards on a terminal, and nothing anywhere else."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+CODE = """
+from diffalign.progress import Bars
+with Bars(4, {"sampling": 8}) as bars:
+    bars.advance("sampling", 4)
+    bars.finished({"round": 0, "reward/total/mean": 0.125, "heldout/gain_sd": 0.5})
+    bars.bars.refresh()
+    print([(t.description, t.completed, t.total) for t in bars.bars.tasks])
+    bars.advance("sampling", 4)
+    bars.advance("sampling", 2)
+    print([(t.description, t.completed, t.total) for t in bars.bars.tasks])
+"""
+FIRST = "[('rounds', 1, 4), ('sampling', 4, 8)]"
+STARTED_OVER = "[('rounds', 1, 4), ('sampling', 2, 8)]"
+
+
+def test_nothing_is_drawn_where_nobody_looks():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [FIRST, STARTED_OVER]
+
+
+def test_a_terminal_sees_rounds_phase_and_rewards():
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    subprocess.run(
+        [sys.executable, "-c", CODE], stdout=subprocess.DEVNULL, stderr=theirs, check=True, env=environment
+    )
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    assert all(word in shown for word in ("rounds", "sampling", "1/4", "reward 0.125", "held-out +0.50 sd"))
