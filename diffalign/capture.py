@@ -7,6 +7,7 @@ replaying the pipeline's own loop, and to decode. Dimensions: B samples, N steps
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,13 +25,14 @@ from diffalign.conditioning import (
     settle_masks,
 )
 from diffalign.errors import DiffalignError
-from diffalign.inference import Inference, Moment, close
+from diffalign.inference import Inference, Moment, difference, tolerance
 from diffalign.schedulers import grid_of
 from diffalign.shell import Shell, Stop, Watch
 from diffalign.stub import Stub, main_input
 from diffalign.template import Mismatch, Template
 
 PROBES = ("a", "a photo of two cats")
+_NUMBERS = itertools.count()
 Denoise = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -45,6 +47,7 @@ class Capture:
         self.sample: Batch | None = None
         self.template: Template | None = None
         self.reason = ""
+        self._key = f"arguments {next(_NUMBERS)}"
         self._replay: dict[int, str] = {}
         self._initial: tuple[int, ...] | None = None
 
@@ -228,15 +231,15 @@ class Capture:
     def captured(self, cond: Conditioning) -> Batch:
         """The denoiser's arguments for this conditioning, found out once and kept with it."""
         assert self.template is not None
-        if "arguments" not in cond.captured:
+        if self._key not in cond.captured:
             tree, layout = self._arguments(cond.batch), self.template.layout
             values = layout.flatten(tree)
             if not fits(layout, values, len(cond)):
                 layout = self._learn_arguments(cond.batch)
                 if layout.skeleton != self.template.layout.skeleton:
                     raise DiffalignError(f"{self.shell.family}: these prompts need predict='replay'.")
-            cond.captured["arguments"] = self.template.stripped(Batch(layout, values, len(cond)))
-        return cond.captured["arguments"]
+            cond.captured[self._key] = self.template.stripped(Batch(layout, values, len(cond)))
+        return cond.captured[self._key]
 
     # --- replay ---
 
@@ -253,11 +256,14 @@ class Capture:
             for way in ("pair", "prefix"):
                 with torch.no_grad():
                     output = self._replayed(self._latents(index), index, batch, way, self._stubbed)
-                if output is not None and close(_some(output), self._outputs[index]):
+                if output is not None and self._agrees(output, index):
                     self._replay[index] = way
                     break
             else:
                 raise DiffalignError(_DEPENDS.format(self.shell.family, index))
+
+    def _agrees(self, output: Tensor, index: int) -> bool:
+        return difference(_some(output), self._outputs[index]) <= tolerance(output)
 
     def _replayed(self, x: Tensor, index: int, batch: Batch, way: str, denoise: Denoise) -> Tensor:
         """pair: the loop over the timesteps [first, this one]; prefix: over all, up to this one.
@@ -297,7 +303,7 @@ class Capture:
     # --- common ---
 
     def _run(self, batch: Batch, watch: Watch, **extra: Any) -> Any:
-        tree = batch.tree()
+        tree = batch.to(self.shell.device).tree()
         if "encoded" in tree:
             remembered: Iterator[Any] = iter(tree["encoded"])
             watch.encode = lambda original, args, kwargs: next(remembered)

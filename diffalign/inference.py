@@ -119,31 +119,49 @@ class Inference:
 
 
 class Fit:
-    """The rules that still explain how the guided output follows from parts in this dtype."""
+    """The rules that still explain how the guided output follows from parts in this dtype, with their worst error."""
 
     def __init__(self, dtype: torch.dtype, numbers: Sequence[float]) -> None:
         self.dtype, self.numbers = dtype, numbers
         self.weights: list[Tensor] | None = []
+        self.error = 0.0
         linear = [Linear(w) for g in numbers for w in ((1 - g, g), (g, 1 - g))]
-        self.rules: list[Combine] = [Normed(one, sign) for one in linear for sign in (1.0, -1.0)]
-        self.rules += [Rescaled(one, amount) for one in linear for amount in numbers if 0 < amount <= 1]
+        rules: list[Combine] = [Normed(one, sign) for one in linear for sign in (1.0, -1.0)]
+        rules += [Rescaled(one, amount) for one in linear for amount in numbers if 0 < amount <= 1]
+        self.rules = [(rule, 0.0) for rule in rules]
 
     def add(self, parts: Sequence[Tensor], output: Tensor) -> None:
         """Look at one more step."""
         parts = [part.to(self.dtype) for part in parts]
-        self.rules = [rule for rule in self.rules if len(parts) == 2 and close(rule(parts, None), output)]
+        pairs = self.rules if len(parts) == 2 else []
+        errors = [(rule, max(error, difference(rule(parts, None), output))) for rule, error in pairs]
+        self.rules = [(rule, error) for rule, error in errors if error <= tolerance(output)]
         if self.weights is not None:
             found = _weights(parts, output, self.numbers)
-            fits = close(Linear(tuple(found.tolist()))(parts, None), output)
-            self.weights = [*self.weights, found] if fits else None
+            self.error = max(self.error, difference(Linear(tuple(found.tolist()))(parts, None), output))
+            self.weights = [*self.weights, found] if self.error <= tolerance(output) else None
 
     def result(self) -> Combine | None:
-        """The simplest rule left."""
-        if self.weights is None:
-            return next(iter(self.rules), None)
+        """The best of the rules that are left."""
+        best, error = min(self.rules, key=lambda pair: pair[1], default=(None, torch.inf))
+        if self.weights is None or error < self.error:
+            return best
         table = torch.stack(self.weights)
         constant = bool((table - table[0]).abs().max() < 1e-6)
         return Linear(tuple(table[0].tolist())) if constant else Scheduled(table)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The root mean square of a - b, in roundings of b."""
+    if a.shape != b.shape:
+        return torch.inf
+    norm = float(b.double().norm()) * torch.finfo(b.dtype).eps
+    return float((a.double() - b.double()).norm()) / max(norm, torch.finfo(torch.float64).tiny)
+
+
+def tolerance(output: Tensor) -> float:
+    """Roundings that two ways to write one formula may differ by; in half precision they must be written alike."""
+    return 8.0 if output.dtype == torch.float32 else 1.0
 
 
 def same(a: Any, b: Any) -> bool:
@@ -155,14 +173,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equality up to the rounding of b's dtype."""
-    eps = 32 * torch.finfo(b.dtype).eps
-    return a.shape == b.shape and bool(
-        (a.double() - b.double()).abs().max() <= eps * (1 + b.double().abs().max())
-    )
 
 
 def _labels(layout: Layout) -> dict[int, str]:

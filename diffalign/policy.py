@@ -6,6 +6,7 @@ Dimensions: B samples, N steps.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,7 @@ class Policy:
         if guidance_scale is not None:
             arguments[_guidance_name(pipeline)] = guidance_scale
         self.shell = Shell(pipeline, arguments, steps)
+        self._check_guidance(guidance_scale)
         self.device = torch.device(device) if device is not None else self.shell.device
         self.placement = Placement(self.shell, self.device, dtype_of(dtype), offload)
         set_attention(self.shell.denoisers, attention, self.device)
@@ -164,6 +166,7 @@ class Policy:
         if not len(x) == len(t) == len(cond):
             raise DiffalignError(f"predict got {len(x)} latents, {len(t)} timesteps and {len(cond)} prompts.")
         self.denoiser_calls += len(x)
+        t = t.to(x.device)
         if self.capture.template is None:
             return self._by_step(self._replay, x, t, cond)
         if self._takes_vectors(x, cond):
@@ -241,10 +244,22 @@ class Policy:
 
     # --- inside ---
 
+    def _check_guidance(self, scale: float | None) -> None:
+        """True CFG without a negative prompt would be left out without a word."""
+        name = _guidance_name(self.shell)
+        guided = scale is not None and scale > 1 and name != "guidance_scale" and self._has_text_encoder()
+        if guided and "negative_prompt" not in self.shell.call:
+            raise DiffalignError(
+                f"{self.shell.family} guides by {name} only with a negative_prompt: set one (' ' will do), or leave "
+                "guidance_scale out."
+            )
+
     def _denoise(self, name: str, args: Any, kwargs: Any) -> Any:
         module: Any = self.adapters.module(name)
         if self._compile:
-            module = self._compiled.setdefault(module, torch.compile(module))
+            if module not in self._compiled:
+                self._compiled[module] = torch.compile(module)
+            module = self._compiled[module]
         if self.autocast is None:
             return module(*args, **kwargs)
         with torch.autocast(self.device.type, self.autocast):
@@ -360,8 +375,6 @@ def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | Non
 
 def _guidance_name(source: Any) -> str:
     """The argument that scales guidance: true CFG where the denoiser was not distilled with guidance."""
-    import inspect
-
     parameters = (
         source.parameters
         if isinstance(source, Shell)

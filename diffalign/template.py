@@ -133,10 +133,9 @@ class Scheduled:
     def __call__(self, parts: Sequence[Tensor], at: Tensor | None) -> Tensor:
         """See Combine."""
         assert at is not None
-        first = parts[0]
-        rows = self.weights[at.cpu()].to(first.device, first.dtype)
-        rows = rows.reshape(-1, len(parts), *[1] * (first.ndim - 1))
-        return sum((rows[:, k] * part for k, part in enumerate(parts[1:], 1)), rows[:, 0] * first)
+        rows = self.weights[at.cpu()].float().to(parts[0].device)
+        rows = rows.reshape(-1, len(parts), *[1] * (parts[0].ndim - 1))
+        return torch.stack([rows[:, k] * part for k, part in enumerate(parts)]).sum(0).to(parts[0].dtype)
 
     def __str__(self) -> str:
         return f"weights that go with the step, {self.weights[0].tolist()} at the first"

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffalign.errors import DiffalignError
 from diffalign.policy import LoraSpec, Policy
 
+from .families import FAMILIES
 from .families.stable_diffusion import SIZE, stable_diffusion
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -284,6 +285,15 @@ def test_models_that_are_not_there_are_named(tmp_path: Path) -> None:
         Policy.from_pretrained(str(tmp_path), steps=2)
     with pytest.raises(DiffalignError, match="unknown quantisation"):
         Policy.from_pretrained("emoji", steps=2, quantize="int3")
+
+
+def test_guidance_that_needs_a_negative_prompt_says_so() -> None:
+    family = FAMILIES["Flux"]
+    pipe = family.make()
+    pipe.transformer.register_to_config(guidance_embeds=False)
+    call = {k: v for k, v in family.call.items() if k != "guidance_scale"}
+    with pytest.raises(DiffalignError, match="guides by true_cfg_scale only with a negative_prompt"):
+        make(pipe, guidance_scale=3.0, call=call)
 
 
 def test_a_pipeline_without_a_denoiser_is_refused() -> None:
