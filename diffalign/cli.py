@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from diffalign import __version__
 from diffalign.errors import DiffalignError, unknown
+from diffalign.ranks import is_main
 
 app = typer.Typer(
     help="Aligns diffusion and flow models with rewards: any diffusers pipeline as a policy.",
@@ -30,7 +30,7 @@ def run() -> None:
     try:
         app()
     except DiffalignError as error:
-        if _main_process():
+        if is_main():
             typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
 
@@ -134,9 +134,5 @@ def copy(
 
 
 def _say(text: str) -> None:
-    if _main_process():
+    if is_main():
         typer.echo(text)
-
-
-def _main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

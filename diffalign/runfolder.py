@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from diffalign.errors import DiffalignError, RunError
+from diffalign.ranks import is_main
 
 SINGLE = ("base", "final")
 """The tags whose pictures are also saved one by one, for the report's before and after."""
@@ -77,7 +78,9 @@ class RunFolder:
         return loaded
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one round's metrics and flush them to disk."""
+        """Append one round's metrics and flush them to disk; other processes than the main one do nothing."""
+        if not is_main():
+            return
         with _writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row)) + "\n")
             file.flush()

@@ -186,3 +186,16 @@ def test_ctrl_c_saves_the_round_and_says_how_to_go_on(here):
     assert "Traceback" not in err
     rows = len((here / "run" / "metrics.jsonl").read_text().splitlines())
     assert (here / "run" / "checkpoints" / f"round-{rows:04d}").is_dir()
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_two_launched_processes_make_one_run(here):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffalign"]
+    command = [*launch, "train", "emoji-d3po", *TINY, "--out", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("on 2 process(es)") == done.stdout.count("report: ") == 1
+    assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((here / "run" / "summary.json").read_text())["rounds"] == 2

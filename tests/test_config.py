@@ -99,6 +99,7 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_match(write):
         ("algorithm.mode=wild", "'paper_code' or 'calibrated'"),
         ("rule=ddmi", "Did you mean 'ddim'?"),
         ("rule={name: ddim, etta: 1}", "Did you mean 'eta'?"),
+        ("images_per_prompt=1", "is 1, but d3po compares pictures of one prompt; make it 2 or more"),
         ("algorithm={beta: 1}", "algorithm.name"),
         ("reward={}", "reward"),
         ("heldout_reward=jpeg_compressibility", "only rewards that are trained on"),

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors",
+    "errors ranks",
     "seeds grid losses credit reward",
     "steps",
     "adapters attention capture conditioning inference lengths loading placement policy quantize schedulers shell stub"
