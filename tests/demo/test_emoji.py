@@ -102,7 +102,8 @@ def test_prompts_follow_the_splits(rows):
     assert len(set(train)) > 1000
     assert {split[name] for name in train} == {"train"}
     assert all(styles[name] >= 2 for name in train + heldout)
-    assert {word for name in heldout for word in data.words(name)} <= {w for n in train for w in data.words(n)}
+    uses = Counter(word for name in split if split[name] == "train" for word in set(data.words(name)))
+    assert all(uses[word] >= 2 for name in heldout for word in data.words(name))
 
 
 def test_unknown_prompt_list_says_which_there_are():
@@ -129,11 +130,11 @@ def test_tokenizer_lowers_case_splits_words_and_drops_what_it_does_not_know(pipe
 
 def test_clip_finds_names_it_never_saw(judge):
     """Among some 160 unseen names one in 160 guesses is right, 3 % with five guesses; see the card."""
-    _, unseen = clip.load_set(emoji.ROOT)
+    unseen = clip.load_set(emoji.PICTURES, unseen=True)
     model, tokenizer = judge
     scores = clip.evaluate(model, tokenizer.tokenizer, unseen)
     assert min(scores["flat_names"], scores["3d_names"]) > 150
     for style in clip.STYLES:
         for way in ("image_to_text", "text_to_image"):
-            assert scores[f"{style}_{way}_top5"] > FIVE_GUESSES
-    assert scores["style"] > 0.9
+            assert scores[f"{style}_{way}_top5"] > 0.2
+    assert scores["style"] > 0.85

@@ -12,13 +12,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from . import data, words
 from .fit import Schedule, fit
 from .vae import pixels
 
 NAMES = 64
-SCHEDULE = Schedule(steps=2000, rate=1e-3, decay=0.99, weight_decay=0.1)
+SCHEDULE = Schedule(steps=1500, rate=1e-3, decay=0.99, weight_decay=0.1)
 STYLES = ("flat", "3d")
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 
@@ -33,38 +34,33 @@ def config(vocabulary: int) -> dict[str, object]:
 
 @dataclass
 class Set:
-    """Pictures and what is said of them: (N, 3, 64, 64) twice, original and seen through the VAE."""
+    """Pictures (N, 3, 64, 64) in [−1, 1] and what is said of them."""
 
-    originals: Tensor
-    reconstructions: Tensor
+    pictures: Tensor
     names: list[str]
     styles: list[str]
 
-    def part(self, keep: list[int]) -> Set:
-        """The rows with these indices."""
-        return Set(self.originals[keep], self.reconstructions[keep], [self.names[i] for i in keep],
-                   [self.styles[i] for i in keep])
+
+def load_set(path: Path, unseen: bool) -> Set:
+    """Pictures of the `clip_test` names, or those of all other names, of a `pictures.parquet`."""
+    images, rows = data.arrays(path)
+    keep = [i for i, row in enumerate(rows) if (row["split"] == "clip_test") == unseen]
+    names, styles = ([rows[i][key] for i in keep] for key in ("name", "style"))
+    return Set(pixels(torch.from_numpy(images[keep])), names, styles)
 
 
 @torch.no_grad()
-def load_set(out: Path) -> tuple[Set, Set]:
-    """Pictures of known names, and those of the `clip_test` names."""
-    images, rows = data.arrays(out / "pictures.parquet")
-    originals = pixels(torch.from_numpy(images))
-    vae = AutoencoderKL.from_pretrained(out / "base/vae")
-    seen = torch.cat([vae(part).sample for part in originals.split(64)]).clamp(-1, 1)
-    everything = Set(originals, seen, [row["name"] for row in rows], [row["style"] for row in rows])
-    unseen = [i for i, row in enumerate(rows) if row["split"] == "clip_test"]
-    return everything.part(sorted(set(range(len(rows))) - set(unseen))), everything.part(unseen)
+def through(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures as the autoencoder shows them."""
+    return torch.cat([vae(part).sample for part in pictures.split(64)]).clamp(-1, 1)
 
 
-def augment(known: Set, index: list[int], generator: torch.Generator) -> Tensor:
+def augment(originals: Tensor, blurred: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures as a generator might draw them: half through the VAE, scaled, shifted, blurred, noisy."""
-    draw = torch.rand(len(index), 6, generator=generator)
-    choice = draw[:, 0, None, None, None] < 0.5
-    batch = torch.where(choice, known.originals[index], known.reconstructions[index])
+    draw = torch.rand(len(originals), 6, generator=generator)
+    batch = torch.where(draw[:, 0, None, None, None] < 0.5, originals, blurred)
     scale, shift = 1 + 0.3 * (draw[:, 1] - 0.5), 0.2 * (draw[:, 2:4] - 0.5)
-    affine = torch.zeros(len(index), 2, 3)
+    affine = torch.zeros(len(batch), 2, 3)
     affine[:, 0, 0] = affine[:, 1, 1] = scale
     affine[:, :, 2] = shift
     grid = F.affine_grid(affine, list(batch.shape), align_corners=False)
@@ -73,25 +69,37 @@ def augment(known: Set, index: list[int], generator: torch.Generator) -> Tensor:
     return batch + 0.1 * draw[:, 5, None, None, None] * torch.randn(batch.shape, generator=generator)
 
 
-def loss(model: open_clip.CLIP, tokenizer: words.PreTrainedTokenizerFast, known: Set, pictures: dict[str, list[int]],
-         generator: torch.Generator) -> Tensor:
-    """Contrastive cross-entropy in both directions with several right answers per row.
+class Batches:
+    """Draws all pictures of some names, and the captions ⟨name⟩, flat ⟨name⟩ and 3d ⟨name⟩ of each."""
 
-    A batch is all pictures of some names against the captions ⟨name⟩, flat ⟨name⟩ and 3d ⟨name⟩.
-    """
-    chosen = [list(pictures)[i] for i in torch.randperm(len(pictures), generator=generator)[:NAMES]]
-    index = [i for name in chosen for i in pictures[name]]
-    captions = [(style, name) for name in chosen for style in ("", *STYLES)]
-    right = torch.tensor([[known.names[i] == name and style in ("", known.styles[i]) for style, name in captions]
-                          for i in index]).float()
-    images, texts, scale = model(augment(known, index, generator), encode(tokenizer, captions))
-    logits = scale.clamp(max=100) * images @ texts.T
+    def __init__(self, known: Set, blurred: Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.known, self.blurred, self.tokenizer = known, blurred, tokenizer
+        self.index: dict[str, list[int]] = {}
+        for i, name in enumerate(known.names):
+            self.index.setdefault(name, []).append(i)
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Augmented pictures (N, 3, 64, 64), ids (M, 12), and which caption is right for which (N, M)."""
+        order = torch.randperm(len(self.index), generator=generator)[:NAMES]
+        names = [list(self.index)[i] for i in order]
+        rows = [i for name in names for i in self.index[name]]
+        captions = [(style, name) for name in names for style in ("", *STYLES)]
+        right = [[self.known.names[i] == name and style in ("", self.known.styles[i]) for style, name in captions]
+                 for i in rows]
+        pictures = augment(self.known.pictures[rows], self.blurred[rows], generator)
+        return pictures, encode(self.tokenizer, captions), torch.tensor(right).float()
+
+
+def loss(model: open_clip.CLIP, pictures: Tensor, ids: Tensor, right: Tensor) -> Tensor:
+    """Contrastive cross-entropy in both directions, with several right answers per row."""
+    images, texts, scale = model(pictures, ids)
+    logits = (scale.clamp(max=100) * images @ texts.T).float()
     asked = right.sum(0) > 0  # a style of which there is no picture is only ever a wrong answer
-    return 0.5 * (F.cross_entropy(logits.float(), right / right.sum(1, keepdim=True))
-                  + F.cross_entropy(logits.T[asked].float(), (right / right.sum(0)).T[asked]))
+    return 0.5 * (F.cross_entropy(logits, right / right.sum(1, keepdim=True))
+                  + F.cross_entropy(logits.T[asked], (right / right.sum(0)).T[asked]))
 
 
-def encode(tokenizer: words.PreTrainedTokenizerFast, captions: list[tuple[str, str]]) -> Tensor:
+def encode(tokenizer: PreTrainedTokenizerFast, captions: list[tuple[str, str]]) -> Tensor:
     """(style, name) captions as (N, 12) ids."""
     texts = [f"{style} {name}" for style, name in captions]
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -100,18 +108,16 @@ def encode(tokenizer: words.PreTrainedTokenizerFast, captions: list[tuple[str, s
 def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:
     """Trains on `out/pictures.parquet`, writes the open_clip folder `out/clip` and `out/clip/card.json`."""
     torch.manual_seed(schedule.seed)
-    known, unseen = load_set(out)
-    pictures: dict[str, list[int]] = {}
-    for i, name in enumerate(known.names):
-        pictures.setdefault(name, []).append(i)
+    known, unseen = (load_set(out / "pictures.parquet", unseen) for unseen in (False, True))
     tokenizer = words.tokenizer(words.vocabulary([*STYLES, *known.names, *unseen.names]))
-    model = open_clip.CLIP(**config(len(tokenizer)))
-    fit(model, lambda generator: loss(model, tokenizer, known, pictures, generator), schedule, work / "clip")
+    blurred = through(AutoencoderKL.from_pretrained(out / "base/vae"), known.pictures)
+    batches, model = Batches(known, blurred, tokenizer), open_clip.CLIP(**config(len(tokenizer)))
+    fit(model, lambda generator: loss(model, *batches.draw(generator)), schedule, work / "clip")
     save(model, tokenizer, out / "clip")
     (out / "clip/card.json").write_text(json.dumps(evaluate(model.eval(), tokenizer, unseen), indent=2) + "\n")
 
 
-def save(model: open_clip.CLIP, tokenizer: words.PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """A folder that `open_clip.create_model("local-dir:…")` loads: config, fp16 weights, tokenizer."""
     tokenizer.save_pretrained(folder)
     settings = {"model_cfg": config(len(tokenizer)), "preprocess_cfg": PREPROCESS}
@@ -121,9 +127,9 @@ def save(model: open_clip.CLIP, tokenizer: words.PreTrainedTokenizerFast, folder
 
 
 @torch.no_grad()
-def evaluate(model: open_clip.CLIP, tokenizer: words.PreTrainedTokenizerFast, unseen: Set) -> dict[str, float]:
+def evaluate(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, unseen: Set) -> dict[str, float]:
     """Retrieval among the pictures and captions of unseen names of one style, and style recognition."""
-    images = model.encode_image(unseen.originals, normalize=True)
+    images = model.encode_image(unseen.pictures, normalize=True)
     texts = {style: model.encode_text(encode(tokenizer, [(style, name) for name in unseen.names]), normalize=True)
              for style in STYLES}
     gap = (images * (texts["3d"] - texts["flat"])).sum(1)

@@ -19,7 +19,7 @@ from PIL import Image
 
 PACKAGES = {"flat": "emoji-datasource-google@16", "3d": "@lobehub/fluent-emoji-3d@1.1"}
 FOLDERS = {"flat": "package/img/google/64", "3d": "package/assets"}
-HELD_OUT, CLIP_SHARE = 64, 0.1
+HELD_OUT, CLIP_SHARE, LONGEST = 64, 0.1, 9
 
 
 def fetch(folder: Path) -> dict[str, Path]:
@@ -82,18 +82,21 @@ def webp(picture: Image.Image) -> bytes:
 
 
 def splits(rows: list[dict[str, object]]) -> dict[str, str]:
-    """The split of every name: `clip_test`, `align_test` or `train`, from a hash of the name alone.
+    """The split of every name: `clip_test`, `align_test` or `train`, by the order of a hash of the name.
 
-    `clip_test` is the tenth of all names with the smallest hash. `align_test` is the next
-    64 that a reader can picture: drawn in both styles, one to three words, neither people nor
-    symbols, and every word known from at least two other names outside `clip_test`.
+    `clip_test` is the first tenth of all names. `align_test` is the first 64 of the others that a reader
+    can picture: drawn in both styles, three words at most, neither people nor symbols, and every word in
+    use by at least two names that are in none of the two.
     """
     names = sorted({str(row["name"]) for row in rows}, key=_hash)
-    unseen = set(names[: round(CLIP_SHARE * len(names))])
-    known = Counter(word for name in names if name not in unseen for word in set(words(name)))
-    test = [name for name in names if name not in unseen and _depictable(name, rows)
-            and all(known[word] > 2 for word in words(name))][:HELD_OUT]
-    return {name: "clip_test" if name in unseen else "align_test" if name in test else "train" for name in names}
+    unseen = names[: round(CLIP_SHARE * len(names))]
+    rest, test = names[len(unseen):], []
+    uses = Counter(word for name in rest for word in set(words(name)))
+    for name in _depictable(rows, rest):
+        if len(test) < HELD_OUT and all(uses[word] > 2 for word in words(name)):
+            test.append(name)
+            uses.subtract(set(words(name)))
+    return dict.fromkeys(names, "train") | dict.fromkeys(unseen, "clip_test") | dict.fromkeys(test, "align_test")
 
 
 def _hash(name: str) -> str:
@@ -105,21 +108,25 @@ def words(text: str) -> list[str]:
     return re.findall("[a-z0-9]+", text.lower())
 
 
-def _depictable(name: str, rows: list[dict[str, object]]) -> bool:
-    """Whether a name of one to three words is a thing, an animal or a face that both styles draw."""
-    mine = [row for row in rows if row["name"] == name]
+def _depictable(rows: list[dict[str, object]], names: list[str]) -> list[str]:
+    """The names of at most three words that are things, animals or faces drawn in both styles."""
     abstract = {"Symbols", "People & Body", "Component"}
-    return len({row["style"] for row in mine}) == 2 and len(words(name)) <= 3 and mine[0]["category"] not in abstract
+    styles: dict[str, set[object]] = {}
+    for row in rows:
+        if row["category"] not in abstract:
+            styles.setdefault(str(row["name"]), set()).add(row["style"])
+    return [name for name in names if len(styles.get(name, ())) == 2 and len(words(name)) <= 3]
 
 
 def _prompts(folder: Path, rows: list[dict[str, object]]) -> None:
     """Prompts without a style word: `heldout.txt` for evaluation, `train.txt` for alignment runs.
 
-    Both lists hold only names drawn in both styles and known to the emoji CLIP.
+    Both lists hold only names of at most nine words, drawn in both styles and known to the emoji CLIP.
     """
     both = {str(row["name"]) for row in rows if row["style"] == "3d"}
     for file, split in (("heldout.txt", "align_test"), ("train.txt", "train")):
-        names = dict.fromkeys(str(row["name"]) for row in rows if row["split"] == split and row["name"] in both)
+        names = dict.fromkeys(str(row["name"]) for row in rows if row["split"] == split and row["name"] in both
+                              and len(words(str(row["name"]))) <= LONGEST)
         (folder / file).write_text("".join(f"{name}\n" for name in names))
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from .data import words
+from .data import LONGEST, words
 
-LENGTH = 12
+LENGTH = LONGEST + 3  # a style word, <bos> and <eos>
 SPECIAL = ["<unused>", "<bos>", "<eos>"]
 
 
