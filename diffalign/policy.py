@@ -20,14 +20,14 @@ from diffalign.adapters import Adapters, LoraSpec, spec_text
 from diffalign.attention import set_attention
 from diffalign.capture import Capture
 from diffalign.conditioning import Batch, Conditioning
+from diffalign.encoder import Encoder
 from diffalign.errors import DiffalignError, unknown
 from diffalign.grid import Grid
-from diffalign.lengths import PromptLengths
 from diffalign.loading import load_pipeline
 from diffalign.placement import Placement, dtype_of
+from diffalign.predictor import Denoisers, Predictor
 from diffalign.seeds import normal
 from diffalign.shell import Shell
-from diffalign.stub import map_tensors
 
 __all__ = ["Conditioning", "LoraSpec", "Policy"]
 
@@ -66,27 +66,22 @@ class Policy:
             raise unknown("mixed_precision", mixed_precision, MIXED)
         _check_precision(dtype_of(dtype), mixed_precision, lora)
         arguments = dict(call or {})
+        self._guidance = _guidance_name(pipeline)
         if guidance_scale is not None:
-            arguments[_guidance_name(pipeline)] = guidance_scale
+            arguments[self._guidance] = guidance_scale
         self.shell = Shell(pipeline, arguments, steps)
-        self._check_guidance(guidance_scale)
         self.device = torch.device(device) if device is not None else self.shell.device
         self.placement = Placement(self.shell, self.device, dtype_of(dtype), offload)
         set_attention(self.shell.denoisers, attention, self.device)
-        self.autocast = MIXED[mixed_precision]
         self.adapters = Adapters(self.shell.denoisers, lora)
-        self._compiled: dict[nn.Module, Any] = {}
-        self._compile = compile
         for name in self.shell.denoisers if gradient_checkpointing else ():
             self.adapters.module(name).enable_gradient_checkpointing()  # type: ignore[operator]
-        self.denoiser_calls = 0
-        self.lengths = PromptLengths(self.shell.pipe)
-        self.capture = Capture(self.shell, self._denoise)
-        self.predict_mode = predict
-        self._cache: dict[str, Batch] = {}
-        self._probed = False
-        self._vector: bool | None = None
-        if self._has_text_encoder():
+        denoise = Denoisers(self.adapters, self.device, MIXED[mixed_precision], compile)
+        self.capture = Capture(self.shell, denoise)
+        self.encoder, self.predictor = Encoder(self.capture), Predictor(self.capture, denoise)
+        self.denoiser_calls, self._predict, self._probed = 0, predict, False
+        if self.encoder.reads_text:
+            self._check_guidance(guidance_scale)
             self._probe(self.capture.learn_prompts())
 
     @classmethod
@@ -127,7 +122,7 @@ class Policy:
     @property
     def guidance_scale(self) -> float | None:
         """The guidance scale of the pipeline's call."""
-        name = _guidance_name(self.shell)
+        name = self._guidance
         default = self.shell.parameters[name].default if name in self.shell.parameters else None
         value = self.shell.call.get(name, default)
         return float(value) if isinstance(value, int | float) else None
@@ -141,20 +136,12 @@ class Policy:
 
     def encode(self, prompts: Sequence[str] | None = None, **embeds: Any) -> Conditioning:
         """Conditioning of B prompts, or of embeddings in the pipeline's own arguments; text runs once a prompt."""
-        if prompts is None:
-            return self._encode_embeds(embeds)
-        if isinstance(prompts, str) or not len(prompts):
-            raise DiffalignError(f"encode needs a list of at least one prompt, got {prompts!r}.")
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        if new:
-            self._encode_new(new)
-        distinct = list(dict.fromkeys(prompts))
-        try:
-            batch = Batch.cat([self._cache[prompt] for prompt in distinct])
-        except DiffalignError:
-            self._need_text_encoder(distinct)
-            batch = self.capture.encode(distinct)
-        return Conditioning(batch)[[distinct.index(prompt) for prompt in prompts]]
+        if prompts is not None:
+            return self.encoder.texts(prompts)
+        batch = self.encoder.embeds(embeds)
+        if not self._probed:
+            self._probe(batch[[0, min(1, batch.size - 1)]])
+        return Conditioning(batch)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Initial latents (B, *latent_shape): those of a sample depend on its seed alone."""
@@ -166,12 +153,7 @@ class Policy:
         if not len(x) == len(t) == len(cond):
             raise DiffalignError(f"predict got {len(x)} latents, {len(t)} timesteps and {len(cond)} prompts.")
         self.denoiser_calls += len(x)
-        t = t.to(x.device)
-        if self.capture.template is None:
-            return self._by_step(self._replay, x, t, cond)
-        if self._takes_vectors(x, cond):
-            return self._template(x, t, cond)
-        return self._by_step(lambda x, t, cond: self._template(x, t[0], cond), x, t, cond)
+        return self.predictor(x, t.to(x.device), cond)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W), float32 in [0, 1], by the pipeline's own code."""
@@ -246,97 +228,16 @@ class Policy:
 
     def _check_guidance(self, scale: float | None) -> None:
         """True CFG without a negative prompt would be left out without a word."""
-        name = _guidance_name(self.shell)
-        guided = scale is not None and scale > 1 and name != "guidance_scale" and self._has_text_encoder()
+        name = self._guidance
+        guided = scale is not None and scale > 1 and name != "guidance_scale"
         if guided and "negative_prompt" not in self.shell.call:
             raise DiffalignError(
                 f"{self.shell.family} guides by {name} only with a negative_prompt: set one (' ' will do), or leave "
                 "guidance_scale out."
             )
 
-    def _denoise(self, name: str, args: Any, kwargs: Any) -> Any:
-        module: Any = self.adapters.module(name)
-        if self._compile:
-            if module not in self._compiled:
-                self._compiled[module] = torch.compile(module)
-            module = self._compiled[module]
-        if self.autocast is None:
-            return module(*args, **kwargs)
-        with torch.autocast(self.device.type, self.autocast):
-            return _float(module(*args, **kwargs))
-
-    def _template(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        template = self.capture.template
-        assert template is not None
-        captured = self.capture.captured(cond)
-        calls = zip(template.names, template.arguments(x, t, captured), strict=True)
-        outputs = [self._denoise(name, args, kwargs) for name, (args, kwargs) in calls]
-        return template.output(outputs, x, self._index(t) if template.scheduled else None)
-
-    def _replay(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        return self.capture.replay(x, int(self._index(t)[0]), cond)
-
-    def _by_step(self, predict: Any, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """One call for each distinct timestep."""
-        listed = t.tolist()
-        if len(set(listed)) == 1:
-            return predict(x, t, cond)  # type: ignore[no-any-return]
-        groups = {
-            value: [k for k, other in enumerate(listed) if other == value] for value in dict.fromkeys(listed)
-        }
-        outputs = torch.cat([predict(x[rows], t[rows], cond[rows]) for rows in groups.values()])
-        order = [row for rows in groups.values() for row in rows]
-        return torch.index_select(outputs, 0, torch.tensor(order, device=outputs.device).argsort())
-
-    def _index(self, t: Tensor) -> Tensor:
-        """(B,) grid indices of timesteps (B,)."""
-        match = self.grid.timesteps[None] == t.detach().cpu().to(self.grid.timesteps.dtype).reshape(-1, 1)
-        if not bool(match.any(1).all()):
-            raise DiffalignError(
-                f"timesteps {t.tolist()} are not all on the grid {self.grid.timesteps.tolist()}."
-            )
-        return match.int().argmax(1)
-
-    def _takes_vectors(self, x: Tensor, cond: Conditioning) -> bool:
-        """Whether the denoiser takes a timestep a row; tried once where the pipeline gives one for all rows."""
-        template = self.capture.template
-        assert template is not None
-        if self._vector is None:
-            self._vector = template.vector or self._try_vector(x[:1].detach(), cond[[0]])
-        return self._vector
-
-    @torch.no_grad()
-    def _try_vector(self, x: Tensor, cond: Conditioning) -> bool:
-        t = self.grid.timesteps[[0, -1]].to(x.device)
-        x, cond = torch.cat([x, x]), cond[[0, 0]]
-        try:
-            together = self._template(x, t, cond)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-        alone = torch.cat([self._template(x[[k]], t[k], cond[[k]]) for k in range(2)])
-        error, scale = (together - alone).abs().max(), alone.abs().max()
-        return bool(error <= (1e-4 if alone.dtype == torch.float32 and not self.autocast else 5e-2) * scale)
-
-    def _encode_new(self, prompts: list[str]) -> None:
-        self._need_text_encoder(prompts)
-        for prompt in prompts:
-            with self.lengths.checking(prompt):
-                self._cache[prompt] = self.capture.encode([prompt])
-
-    def _encode_embeds(self, embeds: dict[str, Any]) -> Conditioning:
-        if not embeds:
-            raise DiffalignError(
-                "encode needs prompts, or embeddings under the pipeline's own argument names."
-            )
-        moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in embeds.items()}
-        size = len(next(iter(moved.values())))
-        batch = self.capture.embeds(moved, size)
-        if not self._probed:
-            self._probe(batch[[0, min(1, size - 1)]])
-        return Conditioning(batch)
-
     def _probe(self, batch: Batch) -> None:
-        self.capture.probe(batch, self.predict_mode)
+        self.capture.probe(batch, self._predict)
         self._probed = True
 
     def _need_probe(self) -> None:
@@ -345,19 +246,6 @@ class Policy:
                 f"{self.shell.family} came without text encoders: encode some embeddings first, its grid and latents "
                 "are learnt from them."
             )
-
-    def _need_text_encoder(self, prompts: list[str]) -> None:
-        if not self._has_text_encoder():
-            raise DiffalignError(
-                f"these prompts need the text encoders, which are not there: {prompts[:3]}. Encode all prompts before "
-                "free_text_encoders(), together if they are used together, or give embeddings."
-            )
-
-    def _has_text_encoder(self) -> bool:
-        parts = self.shell.pipe.components
-        return "prompt" in self.shell.parameters and any(
-            part is not None for name, part in parts.items() if name.startswith("text_encoder")
-        )
 
 
 def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | None) -> None:
@@ -373,19 +261,9 @@ def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | Non
         )
 
 
-def _guidance_name(source: Any) -> str:
+def _guidance_name(pipeline: DiffusionPipeline) -> str:
     """The argument that scales guidance: true CFG where the denoiser was not distilled with guidance."""
-    parameters = (
-        source.parameters
-        if isinstance(source, Shell)
-        else inspect.signature(type(source).__call__).parameters
-    )
-    pipe = source.pipe if isinstance(source, Shell) else source
-    transformer = getattr(pipe, "transformer", None)
-    distilled = getattr(getattr(transformer, "config", None), "guidance_embeds", False)
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    distilled = getattr(config, "guidance_embeds", False)
     return "true_cfg_scale" if "true_cfg_scale" in parameters and not distilled else "guidance_scale"
-
-
-def _float(output: Any) -> Any:
-    """What autocast made half precision, back in float32, as everything around the denoiser expects it."""
-    return map_tensors(output, lambda tensor, _: tensor.float() if tensor.is_floating_point() else tensor)
