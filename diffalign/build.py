@@ -71,16 +71,25 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     batching.check(accelerator.num_processes)
     trained, watched = WeightedSum(rewards(config.reward)), rewards(config.heldout_reward)
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
+    refuse_overlap(train_prompts, heldout)
     model = policy(config, accelerator)
     if config.offload:
         model.encode([*dict.fromkeys([*train_prompts, *heldout])])
         model.free_text_encoders()
     run = Run(
-        model, rule(config, model), trained, train_prompts, batching, seed=config.seed, accelerator=accelerator
+        model,
+        rule(config, model),
+        trained,
+        train_prompts,
+        batching,
+        seed=config.seed,
+        accelerator=accelerator,
     )
-    settings = pick(OptimizerSettings, config, updates=config.rounds * config.updates_per_round)
+    method = algorithm(config)
+    updates = config.rounds * config.updates_per_round * getattr(method, "epochs", 1)
+    settings = pick(OptimizerSettings, config, updates=updates)
     return Trainer(
-        run, algorithm(config), Optimizer(model.trainable(), settings, accelerator),
+        run, method, Optimizer(model.trainable(), settings, accelerator),
         evaluator(config, run, heldout, watched), pick(Schedule, config), folder, identity=config.identity(),
     )  # fmt: skip
 
@@ -92,6 +101,15 @@ def evaluator(
     scored = {"total": run.reward} | {label: reward for label, (reward, _) in watched.items()}
     embed = registry.reward(config.diversity).embed if config.diversity else None
     return Evaluator(run, heldout[: config.heldout_limit], scored, embed, config.heldout_seed)
+
+
+def refuse_overlap(trained: list[str], heldout: list[str]) -> None:
+    """Held-out prompts must not be trained on, or the evaluation says nothing."""
+    if both := sorted(set(trained) & set(heldout)):
+        raise DiffalignError(
+            f"{len(both)} held-out prompt(s) are also trained on, such as {both[0]!r}. "
+            "Take them out of `prompts` or of `heldout_prompts`."
+        )
 
 
 def refuse_plugins(accelerator: Accelerator) -> None:

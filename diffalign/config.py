@@ -170,7 +170,8 @@ class RunConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """The keys that a checkpoint must share with the run that goes on from it."""
-        return {key: value for key, value in self.resolved().items() if key not in FREE_ON_RESUME}
+        free = FREE_ON_RESUME | ({"rounds"} if self.lr_schedule == "constant" else set())
+        return {key: value for key, value in self.resolved().items() if key not in free}
 
     def resolved(self) -> dict[str, Any]:
         """All keys with their values, as config.yaml holds them."""

@@ -19,8 +19,9 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from diffalign.conditioning import Batch, Conditioning, learn
+from diffalign.conditioning import Batch, Conditioning
 from diffalign.errors import DiffalignError
+from diffalign.layout import learn
 from diffalign.policy import Policy
 from diffalign.schedulers import is_flow
 from diffalign.stub import Stub

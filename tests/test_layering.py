@@ -14,8 +14,8 @@ LAYERS = [
     "errors ranks",
     "seeds grid losses credit reward",
     "steps",
-    "adapters attention capture conditioning inference lengths loading placement policy quantize schedulers shell stub"
-    " template trajectory weights",
+    "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
+    " quantize schedulers shell stub template trajectory weights",
     "walk",
     "preferences prompts checkpoint runfolder metrics",
     "run",

@@ -36,7 +36,7 @@ class DDPO:
     advantage_clip: float = 5.0
     buffer_size: int = 32
     min_count: int = 16
-    inner_epochs: int = 1
+    epochs: int = 1
     timestep_fraction: float = 1.0
     kl_weight: float = 0.0
     tracker: PromptTracker = field(init=False, repr=False)
@@ -64,8 +64,8 @@ class DDPO:
                 return leave_one_out(reward, run.gather(batch.group))
 
     def minibatches(self, run: Run, batch: Trajectory) -> Iterator[Trajectory]:
-        """Whole prompts, `inner_epochs` times."""
-        for _ in range(self.inner_epochs):
+        """Whole prompts, `epochs` times."""
+        for _ in range(self.epochs):
             yield from run.split(batch)
 
     def losses(self, run: Run, batch: Trajectory) -> Iterator[Tensor]:
