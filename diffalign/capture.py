@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import (
-    Batch,
-    Conditioning,
-    Layout,
-    fill_masks,
-    fits,
-    learn,
-    rows_layout,
-    settle_masks,
-)
+from diffalign.conditioning import Batch, Conditioning, fill_masks, rows_layout
 from diffalign.errors import DiffalignError
 from diffalign.inference import Inference, Moment, difference, tolerance
+from diffalign.layout import Layout, fits, learn, settle_masks
 from diffalign.schedulers import grid_of
 from diffalign.shell import Shell, Stop, Watch
 from diffalign.stub import Stub, main_input
 from diffalign.template import Mismatch, Template
 
 PROBES = ("a", "a photo of two cats")
+logger = logging.getLogger(__name__)
+
 _NUMBERS = itertools.count()
 Denoise = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -109,6 +104,8 @@ class Capture:
                 f"{self.shell.family}: predict='template' is not possible: {self.reason}. Use predict='auto'."
             )
         if self.template is None:
+            if predict == "auto":
+                logger.warning("%s: predict replays the pipeline, because %s", self.shell.family, self.reason)
             self.check_replay(range(self.grid.steps))
         self.stub.forget()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Layout, Slot, leaves_of
+from diffalign.layout import Layout, Slot, leaves_of
 from diffalign.template import (
     FORMS,
     Combine,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.conditioning import leaves_of
+from diffalign.layout import leaves_of
 
 
 class Stub:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Batch, Layout
+from diffalign.conditioning import Batch
+from diffalign.layout import Layout
 
 
 class Mismatch(Exception):

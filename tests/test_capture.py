@@ -309,7 +309,7 @@ def test_a_pipeline_that_skips_steps_is_refused() -> None:
         make(pipe, call={**SIZE, "image": PICTURE, "mask_image": MASK, "strength": 0.5})
 
 
-def test_a_template_that_does_not_exist_is_an_error_when_asked_for() -> None:
+def test_a_template_that_does_not_exist_is_an_error_when_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     class Wobbly(type(stable_diffusion())):  # type: ignore[misc]
         """Guidance of a kind that no rule knows."""
 
@@ -324,6 +324,7 @@ def test_a_template_that_does_not_exist_is_an_error_when_asked_for() -> None:
     policy = make(wobbly())
     assert "replay" in policy.describe()
     assert "none of the rules" in policy.describe()
+    assert "Wobbly: predict replays the pipeline" in caplog.text
     with pytest.raises(DiffalignError, match="Wobbly: predict='template' is not possible"):
         make(wobbly(), predict="template")
 
