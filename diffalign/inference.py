@@ -155,8 +155,9 @@ def difference(a: Tensor, b: Tensor) -> float:
     """The root mean square of a - b, in roundings of b."""
     if a.shape != b.shape:
         return torch.inf
-    norm = float(b.double().norm()) * torch.finfo(b.dtype).eps
-    return float((a.double() - b.double()).norm()) / max(norm, torch.finfo(torch.float64).tiny)
+    exact, unit = b.detach().cpu().double(), torch.finfo(b.dtype).eps
+    distance = float((a.detach().cpu().double() - exact).norm())
+    return distance / max(float(exact.norm()) * unit, torch.finfo(torch.float64).tiny)
 
 
 def tolerance(output: Tensor) -> float:
@@ -169,7 +170,7 @@ def same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
@@ -182,9 +183,9 @@ def _labels(layout: Layout) -> dict[int, str]:
 
 
 def _time(writer: Writer, moment: Moment) -> Tensor:
-    if isinstance(writer, Time) and writer.scalar:
-        return moment.timestep.reshape(())
-    return moment.timestep.reshape(1).expand(len(moment.sample))
+    t = moment.timestep.to(moment.sample.device)
+    scalar = isinstance(writer, Time) and writer.scalar
+    return t.reshape(()) if scalar else t.reshape(1).expand(len(moment.sample))
 
 
 def _blocks(output: Any, sample: Tensor) -> int:

@@ -98,7 +98,7 @@ def _padding(
     """How the first sample, alone in `small`, was made as long as the longest in `large`."""
     if small.shape[1:] == large.shape[1:] or small.shape[2:] != large.shape[2:]:
         return None, 0.0
-    length, own, padded = small.shape[1], small[0], large[0]
+    length, own, padded = small.shape[1], small[0].cpu(), large[0].cpu()
     for side, kept, rest in (
         ("right", padded[:length], padded[length:]),
         ("left", padded[-length:], padded[:-length]),

@@ -35,47 +35,46 @@ class Placement:
         shell.live_on(device)
         for name, part in shell.modules().items():
             upcast = getattr(getattr(part, "config", None), "force_upcast", False)
-            _convert(
-                part, CPU if offload and self._waits(name) else device, torch.float32 if upcast else dtype
-            )
-            if name not in shell.denoisers and hasattr(part, "encode") and hasattr(part, "decode"):
+            vae = name not in shell.denoisers and hasattr(part, "encode") and hasattr(part, "decode")
+            waits = offload and (vae or name.startswith("text_encoder"))
+            _convert(part, CPU if waits else device, torch.float32 if upcast else dtype)
+            if vae:
                 self._adapt_vae(part)
         shell.around_encoding = self._with_text_encoders
 
     def free_text_encoders(self) -> None:
         """Drop what only encodes prompts."""
         for name in self.shell.modules():
-            if name.startswith(("text_encoder", "image_encoder")):
+            if name.startswith("text_encoder"):
                 self.shell.pipe.__dict__[name] = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _waits(self, name: str) -> bool:
-        return name not in self.shell.denoisers and name.startswith(
-            ("text_encoder", "image_encoder", "v", "movq")
-        )
-
     def _with_text_encoders(self, encode: Callable[[], Any]) -> Any:
-        parts = [p for n, p in self.shell.modules().items() if self.offload and self._waits(n)]
+        parts = [part for name, part in self.shell.modules().items() if name.startswith("text_encoder")]
         for part in parts:
             _convert(part, self.device, None)
         try:
             return encode()
         finally:
-            for part in parts:
+            for part in parts if self.offload else ():
                 _convert(part, CPU, None)
 
     def _adapt_vae(self, vae: Any) -> None:
         """Inputs in the VAE's own dtype; pipelines that cast the VAE to and fro leave it as it is."""
         for name in ("encode", "decode"):
-            vae.__dict__[name] = self._cast(vae, getattr(vae, name))
+            vae.__dict__[name] = self._in_own_dtype(vae, getattr(vae, name))
         vae.__dict__["to"] = lambda *args, **kwargs: vae
 
-    def _cast(self, vae: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_own_dtype(self, vae: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             _convert(vae, self.device, None)
-            result = method(x.to(next(vae.parameters()).dtype), *args, **kwargs)
+            dtype = next(vae.parameters()).dtype
+            kwargs = {
+                key: _cast(value, dtype) if key in ("x", "z") else value for key, value in kwargs.items()
+            }
+            result = method(*(_cast(value, dtype) for value in args[:1]), *args[1:], **kwargs)
             # A backward through the VAE still needs its weights here.
             if self.offload and not torch.is_grad_enabled():
                 _convert(vae, CPU, None)
@@ -88,6 +87,12 @@ def _convert(module: nn.Module, device: torch.device, dtype: torch.dtype | None)
     if getattr(module, "is_quantized", False) or getattr(module, "is_loaded_in_4bit", False):
         return
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if first is None or (first.device == device and dtype in (None, first.dtype)):
+    if first is None or (
+        first.device == torch.empty(0, device=device).device and dtype in (None, first.dtype)
+    ):
         return
     nn.Module.to(module, device=device, dtype=dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) else value
