@@ -37,7 +37,6 @@ class Capture:
     def __init__(self, shell: Shell, denoise: Denoise) -> None:
         self.shell, self.denoise = shell, denoise
         self.stub = Stub()
-        self.joint = False
         self.prompt_layout: Layout | None = None
         self.sample: Batch | None = None
         self.template: Template | None = None

@@ -24,9 +24,9 @@ class Leaf:
     """Where the samples are in one leaf of a tree.
 
     rows: a tensor (m·B, ...); items: a list of m·B things; shared: the same for all samples; absent:
-    None, and nothing is known of what else it could be. Leaves of
-    different length L are padded with `pad` on `side`; a `mask_of` leaf is a mask over the tokens of
-    that other leaf, and is None while nothing is padded.
+    None, and nothing is known of what else it could be. Leaves of different length L are padded with
+    `pad` on `side`; a `mask_of` leaf is a mask over the tokens of that other leaf, and is None while
+    nothing is padded.
     """
 
     kind: Literal["rows", "items", "shared", "absent"]
