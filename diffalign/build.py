@@ -40,7 +40,7 @@ def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
         quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=call,
         lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
         mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
-        gradient_checkpointing=config.gradient_checkpointing, device=accelerator.device,
+        gradient_checkpointing=config.gradient_checkpointing, offload=config.offload, device=accelerator.device,
     )  # fmt: skip
 
 
@@ -73,9 +73,6 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     refuse_overlap(train_prompts, heldout)
     model = policy(config, accelerator)
-    if config.offload:
-        model.encode([*dict.fromkeys([*train_prompts, *heldout])])
-        model.free_text_encoders()
     run = Run(
         model,
         rule(config, model),

@@ -10,6 +10,9 @@ from diffalign.conditioning import Batch, Conditioning
 from diffalign.errors import DiffalignError
 from diffalign.lengths import PromptLengths
 
+REMEMBERED = 1024
+"""Prompts whose conditioning is kept; one of SDXL's with its negative takes 1.3 MB in float32."""
+
 
 class Encoder:
     """Encodes the prompts of one capture; what was encoded stays known when the text encoders are gone."""
@@ -35,6 +38,7 @@ class Encoder:
         for prompt in distinct:
             if prompt not in self.known:
                 self.known[prompt] = self._alone(prompt)
+        self._forget(keep=max(REMEMBERED, len(distinct)))
         try:
             batch = Batch.cat([self.known[prompt] for prompt in distinct])
         except DiffalignError:
@@ -54,6 +58,11 @@ class Encoder:
         self._need_text_encoder([prompt])
         with self.lengths.checking(prompt):
             return self.capture.encode([prompt])
+
+    def _forget(self, keep: int) -> None:
+        """Drop the oldest prompts beyond `keep`, as long as they can be encoded again."""
+        while self.reads_text and len(self.known) > keep:
+            del self.known[next(iter(self.known))]
 
     def _need_text_encoder(self, prompts: list[str]) -> None:
         if not self.reads_text:

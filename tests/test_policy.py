@@ -310,3 +310,12 @@ def test_compiled_denoiser_gives_the_same() -> None:
     assert torch.allclose(output(policy), output(plain), atol=1e-4)
     with policy.using("reference"), plain.using("reference"):
         assert torch.allclose(output(policy), output(plain), atol=1e-4)
+
+
+def test_old_prompts_are_forgotten_and_encoded_again(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffalign.encoder.REMEMBERED", 2)
+    first = policy.encode(["cat"]).state_dict()
+    policy.encode(["two dogs", "a red fox in the snow"])
+    assert list(policy.encoder.known) == ["two dogs", "a red fox in the snow"]
+    again = policy.encode(["cat"]).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
