@@ -129,12 +129,13 @@ def test_tokenizer_lowers_case_splits_words_and_drops_what_it_does_not_know(pipe
 
 
 def test_clip_finds_names_it_never_saw(judge):
-    """Among some 160 unseen names one in 160 guesses is right, 3 % with five guesses; see the card."""
+    """Random is 3 % with five guesses among some 160 names. Measured: 38 % or more, style 89 %; the bounds leave
+    five standard errors of 160 pictures (3.8 % each) and of 326 (1.7 %), for other machines and weights."""
     unseen = clip.load_set(emoji.PICTURES, unseen=True)
     model, tokenizer = judge
     scores = clip.evaluate(model, tokenizer.tokenizer, unseen)
     assert min(scores["flat_names"], scores["3d_names"]) > 150
     for style in clip.STYLES:
         for way in ("image_to_text", "text_to_image"):
-            assert scores[f"{style}_{way}_top5"] > 0.2
-    assert scores["style"] > 0.85
+            assert scores[f"{style}_{way}_top5"] > 0.19
+    assert scores["style"] > 0.8

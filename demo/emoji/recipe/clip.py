@@ -80,8 +80,8 @@ class Batches:
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Augmented pictures (N, 3, 64, 64), ids (M, 12), and which caption is right for which (N, M)."""
-        order = torch.randperm(len(self.index), generator=generator)[:NAMES]
-        names = [list(self.index)[i] for i in order]
+        known = list(self.index)
+        names = [known[i] for i in torch.randperm(len(known), generator=generator)[:NAMES]]
         rows = [i for name in names for i in self.index[name]]
         captions = [(style, name) for name in names for style in ("", *STYLES)]
         right = [[self.known.names[i] == name and style in ("", self.known.styles[i]) for style, name in captions]
