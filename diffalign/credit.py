@@ -65,11 +65,17 @@ def win_rates(reward: Tensor, group: Tensor) -> Tensor:
     return out
 
 
-def best_and_worst(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the best and of the worst sample of every group."""
-    rows = list(groups(group))
-    best = torch.stack([r[reward[r].argmax()] for r in rows])
-    return best, torch.stack([r[reward[r].argmin()] for r in rows])
+def extremes(reward: Tensor, group: Tensor, keep: int) -> Tensor:
+    """Rows of the `keep` best and the `keep` worst samples of every group, in their old order.
+
+    With K samples each, one best and one worst pair differ far more in reward than two at random do
+    (2.8 against 1.1 standard deviations for K = 8), at the cost of two trained samples.
+    """
+    chosen = []
+    for rows in groups(group):
+        order = rows[reward[rows].argsort(stable=True)]
+        chosen.append(order if len(order) <= 2 * keep else torch.cat([order[:keep], order[-keep:]]))
+    return torch.cat(chosen).sort().values
 
 
 class PromptTracker:

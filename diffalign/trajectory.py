@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.conditioning import Conditioning
+from diffalign.credit import extremes
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
 from diffalign.steps import RULES, StepRule
@@ -112,6 +113,11 @@ class Trajectory:
                 raise DiffalignError(f"{path} is not a trajectory: it was not written by Trajectory.save.")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return _unflatten(cls, tensors, json.loads(metadata["trajectory"]))
+
+
+def select(batch: Trajectory, keep: int | None) -> Trajectory:
+    """The `keep` best and `keep` worst trajectories of every prompt by their total reward; None: all."""
+    return batch if keep is None else batch[extremes(batch.total, batch.group, keep)]
 
 
 def _flatten(trajectory: Trajectory) -> dict[str, Tensor]:

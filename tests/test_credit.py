@@ -4,7 +4,7 @@ import torch
 
 from diffalign.credit import (
     PromptTracker,
-    best_and_worst,
+    extremes,
     groups,
     leave_one_out,
     pairs,
@@ -32,10 +32,11 @@ def test_win_rates_add_up_to_half_the_group():
     assert float(rates[:3].sum()) == 1.5
 
 
-def test_best_and_worst():
-    best, worst = best_and_worst(REWARD, GROUP)
-    assert best.tolist() == [2, 3]
-    assert worst.tolist() == [0, 3]
+def test_extremes_are_the_best_and_the_worst_of_each_group():
+    reward, group = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0, 0.0, 9.0]), torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    assert extremes(reward, group, 1).tolist() == [1, 3, 5, 6]
+    assert extremes(reward, group, 2).tolist() == [1, 2, 3, 4, 5, 6]
+    assert extremes(reward, group, 9).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_standardize():

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffalign.credit import groups, prefer
 from diffalign.losses import clip_ratio, preference
 from diffalign.run import Run
-from diffalign.trajectory import Trajectory
+from diffalign.trajectory import Trajectory, select
 
 
 @dataclass
@@ -29,6 +29,7 @@ class D3PO:
     compare "pareto" prefers a picture only if no part of the reward is lower; else it is a tie.
     reference "previous_round" is the paper's mode for people's votes.
     timestep_fraction: share of the steps, drawn anew for each update, that is trained on.
+    keep: train on this many best and as many worst pictures of each prompt only; None: on all.
     """
 
     min_images_per_prompt: ClassVar[int] = 2
@@ -40,10 +41,11 @@ class D3PO:
     compare: Literal["total", "pareto"] = "total"
     reference: Literal["pretrained", "previous_round"] = "pretrained"
     timestep_fraction: float = 1.0
+    keep: int | None = None
 
     def collect(self, run: Run) -> Trajectory:
         """K pictures a prompt with one x_T, their preferences and reference log-probs."""
-        batch = run.sample(share_noise=True)
+        batch = select(run.sample(share_noise=True), self.keep)
         if self.reference == "pretrained":
             run.reference(batch)
         else:

@@ -16,7 +16,7 @@ from diffalign.credit import PromptTracker, leave_one_out, standardize
 from diffalign.losses import policy_gradient
 from diffalign.run import Run
 from diffalign.steps import Gaussian
-from diffalign.trajectory import Trajectory
+from diffalign.trajectory import Trajectory, select
 
 
 @dataclass
@@ -29,6 +29,7 @@ class DDPO:
     the prompt's other pictures and keeps the reward's unit. advantage_clip bounds it.
     kl_weight: advantage units per nat of the exact step KL to the reference; 0 needs no reference.
     timestep_fraction: share of the steps, drawn anew for each update, that is trained on.
+    keep: train on this many best and as many worst pictures of each prompt only; None: on all.
     """
 
     clip_range_mean: float = 1e-4
@@ -39,6 +40,7 @@ class DDPO:
     epochs: int = 1
     timestep_fraction: float = 1.0
     kl_weight: float = 0.0
+    keep: int | None = None
     tracker: PromptTracker = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,10 +49,11 @@ class DDPO:
     def collect(self, run: Run) -> Trajectory:
         """Scored trajectories with advantages from the rewards of all processes."""
         batch = run.sample()
-        if self.kl_weight:
-            run.reference(batch, means=True)
         every = self._advantages(run, batch)
         batch.advantages = run.own(every, batch).clamp(-self.advantage_clip, self.advantage_clip)
+        batch = select(batch, self.keep)
+        if self.kl_weight:
+            run.reference(batch, means=True)
         return batch
 
     def _advantages(self, run: Run, batch: Trajectory) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffalign.credit import pairs
 from diffalign.losses import reward_difference
 from diffalign.run import Run
-from diffalign.trajectory import Trajectory
+from diffalign.trajectory import Trajectory, select
 
 
 @dataclass
@@ -26,6 +26,7 @@ class PRDP:
     clip_mean: proximal clip of each step's log ratio to the rollout's policy, in nats per dimension.
     epochs: passes over the round's minibatches. share_noise gives the pictures of a prompt one x_T;
     then the optimum is reached exactly even if the sampler is not memoryless.
+    keep: train on this many best and as many worst pictures of each prompt only; None: on all.
     """
 
     min_images_per_prompt: ClassVar[int] = 2
@@ -34,10 +35,11 @@ class PRDP:
     clip_mean: float = 1e-4
     epochs: int = 1
     share_noise: bool = False
+    keep: int | None = None
 
     def collect(self, run: Run) -> Trajectory:
         """Scored trajectories with reference log-probs."""
-        batch = run.sample(share_noise=self.share_noise)
+        batch = select(run.sample(share_noise=self.share_noise), self.keep)
         run.reference(batch)
         return batch
 
