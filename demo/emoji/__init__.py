@@ -29,7 +29,9 @@ def prompts(split: str) -> list[str]:
     """Names without a style word: "train" for alignment runs, "heldout" for judging them (64)."""
     path = ROOT / "prompts" / f"{split}.txt"
     if not path.is_file():
-        raise ValueError(f"prompt list {split!r} is unknown; there are {sorted(p.stem for p in path.parent.iterdir())}")
+        raise ValueError(
+            f"prompt list {split!r} is unknown; there are {sorted(p.stem for p in path.parent.iterdir())}"
+        )
     return path.read_text().splitlines()
 
 

@@ -36,13 +36,22 @@ def judge():
 
 
 def draw(pipeline, prompts, **kwargs):
-    return pipeline(prompts, num_inference_steps=10, guidance_scale=3.0, output_type="np",
-                    generator=torch.Generator().manual_seed(0), **kwargs).images
+    return pipeline(
+        prompts,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+        **kwargs,
+    ).images
 
 
 def test_import_is_light():
     code = "import sys, diffalign_demo.emoji; print(sorted({'torch', 'pyarrow', 'diffusers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_loads_offline_and_draws_different_things_by_default_at_64_pixels(monkeypatch, pipeline):
@@ -73,7 +82,9 @@ def test_budget(path, limit):
 
 
 def test_no_pickles():
-    suffixes = {file.suffix for folder in (emoji.BASE, emoji.CLIP) for file in folder.rglob("*") if file.is_file()}
+    suffixes = {
+        file.suffix for folder in (emoji.BASE, emoji.CLIP) for file in folder.rglob("*") if file.is_file()
+    }
     assert suffixes <= {".json", ".safetensors"}
 
 

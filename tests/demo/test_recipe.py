@@ -28,8 +28,16 @@ def downloads(tmp_path_factory):
     flat, fluent = folder / "flat/package/img/google/64", folder / "3d/package/assets"
     flat.mkdir(parents=True)
     fluent.mkdir(parents=True)
-    table = [{"name": name.upper(), "unified": f"1F60{i}-FE0F", "image": f"1f60{i}-fe0f.png", "category": "Objects",
-              "has_img_google": True} for i, name in enumerate(THINGS)]
+    table = [
+        {
+            "name": name.upper(),
+            "unified": f"1F60{i}-FE0F",
+            "image": f"1f60{i}-fe0f.png",
+            "category": "Objects",
+            "has_img_google": True,
+        }
+        for i, name in enumerate(THINGS)
+    ]
     for i, entry in enumerate(table):
         colour = (30 * i, 255 - 30 * i, 90, 255)
         Image.new("RGBA", (64, 64), colour).save(flat / entry["image"])
@@ -103,7 +111,10 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
 
 
 def test_a_fit_can_be_made_longer_before_it_cools_down(tmp_path):
-    rates = [[Schedule(steps=steps, rate=1.0, warmup=10).rate_at(step) for step in range(60)] for steps in (100, 500)]
+    rates = [
+        [Schedule(steps=steps, rate=1.0, warmup=10).rate_at(step) for step in range(60)]
+        for steps in (100, 500)
+    ]
     assert rates[0] == rates[1]
     assert Schedule(steps=100, rate=1.0).rate_at(99) < 0.03
 
@@ -112,8 +123,10 @@ def test_a_fit_can_be_made_longer_before_it_cools_down(tmp_path):
 def test_every_training_step_runs_and_the_parts_form_a_pipeline(out, tmp_path):
     for step in ("vae", "unet", "clip"):
         command.run(step, out, tmp_path, steps=2)
-    codes = vae.latents(StableDiffusionPipeline.from_pretrained(out / "base").vae,
-                        torch.from_numpy(data.arrays(out / "pictures.parquet")[0]))
+    codes = vae.latents(
+        StableDiffusionPipeline.from_pretrained(out / "base").vae,
+        torch.from_numpy(data.arrays(out / "pictures.parquet")[0]),
+    )
     assert codes.shape == (15, 4, 16, 16)
     assert codes.std() == pytest.approx(1, abs=0.01)
     pipeline = StableDiffusionPipeline.from_pretrained(out / "base")
@@ -128,8 +141,10 @@ def test_captions_lose_their_style_word_or_all_words_as_often_as_said():
     rows = [{"style": "3d", "name": "cat"}]
     captions = unet.Captions(clip.words.tokenizer(["3d", "cat"]), rows)
     drawn = captions.draw(torch.zeros(20_000, dtype=torch.long), torch.Generator().manual_seed(0))
-    share = {name: float((drawn == ids).all(1).float().mean())
-             for name, ids in (("plain", captions.plain), ("empty", captions.empty), ("styled", captions.styled))}
+    share = {
+        name: float((drawn == ids).all(1).float().mean())
+        for name, ids in (("plain", captions.plain), ("empty", captions.empty), ("styled", captions.styled))
+    }
     assert share == pytest.approx({"plain": 0.4, "empty": 0.1, "styled": 0.5}, abs=0.015)  # 4 standard errors
 
 

@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=[*STEPS, "all"])
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, prompts, base and clip")
     parser.add_argument("--work", type=Path, help="folder for downloads and checkpoints [OUT/work]")
-    parser.add_argument("--steps", type=int, help="optimizer steps of a single training, instead of the recipe's own")
+    parser.add_argument(
+        "--steps", type=int, help="optimizer steps of a single training, instead of the recipe's own"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     if options.steps is not None and options.what not in TRAINED:

@@ -13,11 +13,38 @@ from PIL import Image
 
 from . import clip
 
-SHOWN = ["3d grinning face", "3d red apple", "flat red heart", "dog face", "flat sun", "blue car",
-         "flat deciduous tree", "3d white medium star", "3d cat face", "flat crying face", "3d rocket", "guitar",
-         "3d house building", "flat tropical fish", "3d tulip", "flat clock face one oclock", "3d robot face",
-         "flat hamburger", "3d banana", "flat airplane", "3d pig face", "flat frog face", "orange book", "3d pizza",
-         "slice of pizza", "soccer ball", "flat umbrella", "3d snowman", "mushroom", "green heart"]
+SHOWN = [
+    "3d grinning face",
+    "3d red apple",
+    "flat red heart",
+    "dog face",
+    "flat sun",
+    "blue car",
+    "flat deciduous tree",
+    "3d white medium star",
+    "3d cat face",
+    "flat crying face",
+    "3d rocket",
+    "guitar",
+    "3d house building",
+    "flat tropical fish",
+    "3d tulip",
+    "flat clock face one oclock",
+    "3d robot face",
+    "flat hamburger",
+    "3d banana",
+    "flat airplane",
+    "3d pig face",
+    "flat frog face",
+    "orange book",
+    "3d pizza",
+    "slice of pizza",
+    "soccer ball",
+    "flat umbrella",
+    "3d snowman",
+    "mushroom",
+    "green heart",
+]
 
 
 def grids(out: Path) -> None:
@@ -34,8 +61,13 @@ def grids(out: Path) -> None:
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) -> list[Image.Image]:
     """One picture per prompt: 20 DDIM steps, guidance 3, one seed for all."""
     generator = torch.Generator().manual_seed(seed)
-    return [picture for i in range(0, len(prompts), 16) for picture in
-            pipeline(prompts[i:i + 16], num_inference_steps=20, guidance_scale=3.0, generator=generator).images]
+    return [
+        picture
+        for i in range(0, len(prompts), 16)
+        for picture in pipeline(
+            prompts[i : i + 16], num_inference_steps=20, guidance_scale=3.0, generator=generator
+        ).images
+    ]
 
 
 def tile(pictures: list[Image.Image], columns: int) -> Image.Image:
@@ -53,6 +85,11 @@ def match(out: Path, pictures: list[Image.Image], prompts: list[str]) -> dict[st
     model = open_clip.create_model(f"local-dir:{out / 'clip'}").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")
     batch = clip.pixels(torch.from_numpy(np.stack([np.array(picture) for picture in pictures])))
-    similar = model.encode_image(batch, normalize=True) @ model.encode_text(tokenizer(prompts), normalize=True).T
-    return {"cosine": float(similar.diagonal().mean()), "cosine_of_other_prompts": float(similar.mean()),
-            "top1": float((similar.argmax(1) == torch.arange(len(prompts))).float().mean())}
+    similar = (
+        model.encode_image(batch, normalize=True) @ model.encode_text(tokenizer(prompts), normalize=True).T
+    )
+    return {
+        "cosine": float(similar.diagonal().mean()),
+        "cosine_of_other_prompts": float(similar.mean()),
+        "top1": float((similar.argmax(1) == torch.arange(len(prompts))).float().mean()),
+    }

@@ -27,8 +27,16 @@ PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "
 def config(vocabulary: int) -> dict[str, object]:
     """The architecture in open_clip's own terms: a ResNet for pictures, a causal transformer for text."""
     vision = {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64}
-    text = {"context_length": words.LENGTH, "vocab_size": vocabulary, "width": 128, "heads": 4, "layers": 2,
-            "pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "here"}
+    text = {
+        "context_length": words.LENGTH,
+        "vocab_size": vocabulary,
+        "width": 128,
+        "heads": 4,
+        "layers": 2,
+        "pool_type": "eos",
+        "eos_id": 2,
+        "hf_tokenizer_name": "here",
+    }
     return {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
 
 
@@ -84,8 +92,10 @@ class Batches:
         names = [known[i] for i in torch.randperm(len(known), generator=generator)[:NAMES]]
         rows = [i for name in names for i in self.index[name]]
         captions = [(style, name) for name in names for style in ("", *STYLES)]
-        right = [[self.known.names[i] == name and style in ("", self.known.styles[i]) for style, name in captions]
-                 for i in rows]
+        right = [
+            [self.known.names[i] == name and style in ("", self.known.styles[i]) for style, name in captions]
+            for i in rows
+        ]
         pictures = augment(self.known.pictures[rows], self.blurred[rows], generator)
         return pictures, encode(self.tokenizer, captions), torch.tensor(right).float()
 
@@ -95,8 +105,10 @@ def loss(model: open_clip.CLIP, pictures: Tensor, ids: Tensor, right: Tensor) ->
     images, texts, scale = model(pictures, ids)
     logits = (scale.clamp(max=100) * images @ texts.T).float()
     asked = right.sum(0) > 0  # a style of which there is no picture is only ever a wrong answer
-    return 0.5 * (F.cross_entropy(logits, right / right.sum(1, keepdim=True))
-                  + F.cross_entropy(logits.T[asked], (right / right.sum(0)).T[asked]))
+    return 0.5 * (
+        F.cross_entropy(logits, right / right.sum(1, keepdim=True))
+        + F.cross_entropy(logits.T[asked], (right / right.sum(0)).T[asked])
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, captions: list[tuple[str, str]]) -> Tensor:
@@ -114,7 +126,9 @@ def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:
     batches, model = Batches(known, blurred, tokenizer), open_clip.CLIP(**config(len(tokenizer)))
     fit(model, lambda generator: loss(model, *batches.draw(generator)), schedule, work / "clip")
     save(model, tokenizer, out / "clip")
-    (out / "clip/card.json").write_text(json.dumps(evaluate(model.eval(), tokenizer, unseen), indent=2) + "\n")
+    (out / "clip/card.json").write_text(
+        json.dumps(evaluate(model.eval(), tokenizer, unseen), indent=2) + "\n"
+    )
 
 
 def save(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -122,16 +136,23 @@ def save(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path
     tokenizer.save_pretrained(folder)
     settings = {"model_cfg": config(len(tokenizer)), "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    save_file(
+        {name: value.contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors"
+    )
 
 
 @torch.no_grad()
 def evaluate(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, unseen: Set) -> dict[str, float]:
     """Retrieval among the pictures and captions of unseen names of one style, and style recognition."""
     images = model.encode_image(unseen.pictures, normalize=True)
-    texts = {style: model.encode_text(encode(tokenizer, [(style, name) for name in unseen.names]), normalize=True)
-             for style in STYLES}
+    texts = {
+        style: model.encode_text(encode(tokenizer, [(style, name) for name in unseen.names]), normalize=True)
+        for style in STYLES
+    }
     gap = (images * (texts["3d"] - texts["flat"])).sum(1)
     scores = {"style": float(((gap > 0) == torch.tensor([s == "3d" for s in unseen.styles])).float().mean())}
     for style in STYLES:

@@ -28,8 +28,9 @@ def fetch(folder: Path) -> dict[str, Path]:
         target = folder / style
         if target.exists():
             continue
-        packed = subprocess.run(["npm", "pack", "--json", package], cwd=_made(folder), check=True,
-                                capture_output=True, text=True)
+        packed = subprocess.run(
+            ["npm", "pack", "--json", package], cwd=_made(folder), check=True, capture_output=True, text=True
+        )
         with tarfile.open(folder / json.loads(packed.stdout)[0]["filename"]) as archive:
             archive.extractall(target, filter="data")
     return {style: folder / style for style in PACKAGES}
@@ -55,8 +56,13 @@ def pictures(roots: dict[str, Path]) -> Iterator[dict[str, object]]:
             continue
         for style in PACKAGES:
             if (path := _file(roots, style, entry)) is not None:
-                yield {"name": entry["name"].lower(), "style": style, "code": entry["unified"],
-                       "category": entry["category"], "webp": webp(lay(path))}
+                yield {
+                    "name": entry["name"].lower(),
+                    "style": style,
+                    "code": entry["unified"],
+                    "category": entry["category"],
+                    "webp": webp(lay(path)),
+                }
 
 
 def _file(roots: dict[str, Path], style: str, entry: dict[str, str]) -> Path | None:
@@ -90,13 +96,15 @@ def splits(rows: list[dict[str, object]]) -> dict[str, str]:
     """
     names = sorted({str(row["name"]) for row in rows}, key=_hash)
     unseen = names[: round(CLIP_SHARE * len(names))]
-    rest, test = names[len(unseen):], []
+    rest, test = names[len(unseen) :], []
     uses = Counter(word for name in rest for word in set(words(name)))
     for name in _depictable(rows, rest):
         if len(test) < HELD_OUT and all(uses[word] > 2 for word in words(name)):
             test.append(name)
             uses.subtract(set(words(name)))
-    return dict.fromkeys(names, "train") | dict.fromkeys(unseen, "clip_test") | dict.fromkeys(test, "align_test")
+    return (
+        dict.fromkeys(names, "train") | dict.fromkeys(unseen, "clip_test") | dict.fromkeys(test, "align_test")
+    )
 
 
 def _hash(name: str) -> str:
@@ -125,8 +133,11 @@ def _prompts(folder: Path, rows: list[dict[str, object]]) -> None:
     """
     both = {str(row["name"]) for row in rows if row["style"] == "3d"}
     for file, split in (("heldout.txt", "align_test"), ("train.txt", "train")):
-        names = dict.fromkeys(str(row["name"]) for row in rows if row["split"] == split and row["name"] in both
-                              and len(words(str(row["name"]))) <= LONGEST)
+        names = dict.fromkeys(
+            str(row["name"])
+            for row in rows
+            if row["split"] == split and row["name"] in both and len(words(str(row["name"]))) <= LONGEST
+        )
         (folder / file).write_text("".join(f"{name}\n" for name in names))
 
 

@@ -44,8 +44,13 @@ def fit(model: nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> nn.Mo
     seeded by (seed, step), so an interrupted run ends with the weights of an uninterrupted one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.rate, betas=(0.9, 0.99),
-                                  weight_decay=schedule.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=schedule.rate,
+        betas=(0.9, 0.99),
+        weight_decay=schedule.weight_decay,
+        fused=True,
+    )
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     first = _load(folder / "state.safetensors", model, optimizer, average)
     log = _Log(folder / "log.txt", first)
@@ -58,7 +63,9 @@ def fit(model: nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> nn.Mo
     return model
 
 
-def _update(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
+def _update(
+    model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int
+) -> float:
     """One optimizer step; the loss it started from."""
     optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
     with torch.autocast("cpu", torch.bfloat16):
@@ -77,15 +84,19 @@ def _blend(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.values()), [weights[name].detach() for name in average], 1 - decay)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor],
-          step: int) -> None:
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], step: int
+) -> None:
     """Writes weights, average, moments and the step count, then renames over the last checkpoint."""
     state = {f"average/{name}": value for name, value in average.items()}
     state |= {f"buffer/{name}": value for name, value in model.named_buffers()}
     for name, value in model.named_parameters():
         moments = optimizer.state[value]
-        state |= {f"weights/{name}": value.detach(), f"first/{name}": moments["exp_avg"],
-                  f"second/{name}": moments["exp_avg_sq"]}
+        state |= {
+            f"weights/{name}": value.detach(),
+            f"first/{name}": moments["exp_avg"],
+            f"second/{name}": moments["exp_avg_sq"],
+        }
     save_file(state | {"step": torch.tensor(step)}, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
@@ -98,8 +109,11 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averag
     for name, value in model.named_parameters():
         value.data.copy_(state[f"weights/{name}"])
         average[name].copy_(state[f"average/{name}"])
-        optimizer.state[value] = {"step": state["step"].float(), "exp_avg": state[f"first/{name}"].clone(),
-                                  "exp_avg_sq": state[f"second/{name}"].clone()}
+        optimizer.state[value] = {
+            "step": state["step"].float(),
+            "exp_avg": state[f"first/{name}"].clone(),
+            "exp_avg_sq": state[f"second/{name}"].clone(),
+        }
     for name, value in model.named_buffers():
         value.copy_(state[f"buffer/{name}"])
     return int(state["step"])

@@ -18,9 +18,16 @@ SCHEDULE = Schedule(steps=700, rate=2e-3, decay=0.99)
 
 def build() -> AutoencoderKL:
     """An untrained autoencoder of 0.95 M parameters."""
-    return AutoencoderKL(block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=4, sample_size=64,
-                         norm_num_groups=16, down_block_types=("DownEncoderBlock2D",) * 3,
-                         up_block_types=("UpDecoderBlock2D",) * 3, force_upcast=False)
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=64,
+        norm_num_groups=16,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        force_upcast=False,
+    )
 
 
 def pixels(images: Tensor) -> Tensor:

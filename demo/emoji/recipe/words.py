@@ -26,9 +26,18 @@ def tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     """
     ids = {token: i for i, token in enumerate(SPECIAL + [f"▁{word}" for word in vocabulary])}
     inner = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(),
-                                             normalizers.Replace(Regex("[^a-z0-9]+"), " "), normalizers.Strip()])
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z0-9]+"), " "), normalizers.Strip()]
+    )
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>",
-                                   model_max_length=LENGTH, clean_up_tokenization_spaces=False)
+    inner.post_processor = processors.TemplateProcessing(
+        "<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        model_max_length=LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
