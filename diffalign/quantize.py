@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +25,8 @@ def _bitsandbytes(bits: int) -> Callable[[torch.dtype], Any]:
 
 def _torchao(kind: str) -> Callable[[torch.dtype], Any]:
     def config(dtype: torch.dtype) -> Any:
-        import torchao.quantization  # type: ignore[import-untyped]
-
-        return diffusers.TorchAoConfig(getattr(torchao.quantization, kind)())
+        found = importlib.import_module("torchao.quantization")
+        return diffusers.TorchAoConfig(getattr(found, kind)())
 
     return config
 
