@@ -60,9 +60,14 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class DDIM:
-    """DDIM (Song et al. 2021, eq. 12 and 16) for diffusion models; eta 1 is DDPM, eta 0 the ODE."""
+    """DDIM (Song et al. 2021, eq. 12 and 16) for diffusion models; eta 1 is DDPM, eta 0 the ODE.
+
+    quiet_last: take this many last steps without noise. In a short run the last jump to almost no
+    noise has so small a sigma that its log-prob would drown those of all other steps.
+    """
 
     eta: float = 1.0
+    quiet_last: int = 0
 
     def std(self, grid: Grid) -> Tensor:
         """sigma of eq. 16: eta * sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))."""
@@ -72,7 +77,8 @@ class DDIM:
             )
         abar, rest = grid.signal.square(), grid.noise.square()
         ratio = torch.where(abar[1:] > 0, abar[:-1] / abar[1:], 0.0)
-        return self.eta * (rest[1:] / rest[:-1] * (1 - ratio)).clamp_min(0).sqrt()
+        std = self.eta * (rest[1:] / rest[:-1] * (1 - ratio)).clamp_min(0).sqrt()
+        return torch.where(torch.arange(grid.steps) < grid.steps - self.quiet_last, std, 0.0)
 
     def __call__(self, output: Tensor, x: Tensor, grid: Grid, i: Tensor) -> Gaussian:
         """sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps, sigma (eq. 12)."""

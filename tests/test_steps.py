@@ -98,6 +98,14 @@ def test_alpha_to_one_makes_the_last_step_deterministic():
     assert (std[:-1] > 0).all()
 
 
+def test_quiet_last_steps_are_those_of_the_ode():
+    _, grid = vp()
+    x, output = torch.randn(2, 2, 4, 8, 8)
+    rule, i = DDIM(1.0, quiet_last=2), torch.tensor([grid.steps - 2, grid.steps - 1])
+    assert (rule.std(grid) > 0).tolist() == [True] * (grid.steps - 2) + [False] * 2
+    torch.testing.assert_close(rule(output, x, grid, i).mean, ODE()(output, x, grid, i).mean)
+
+
 def test_exact_step_kl_in_epsilon_space():
     """B^2 |eps - eps_ref|^2 / 2 sigma^2; B = sqrt(1 - abar_s - sigma^2) - sqrt(abar_s (1 - abar_t) / abar_t)."""
     _, grid = vp(20)
