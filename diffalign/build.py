@@ -73,15 +73,9 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     refuse_overlap(train_prompts, heldout)
     model = policy(config, accelerator)
-    run = Run(
-        model,
-        rule(config, model),
-        trained,
-        train_prompts,
-        batching,
-        seed=config.seed,
-        accelerator=accelerator,
-    )
+    steps = rule(config, model)
+    need_noise(steps, model)
+    run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=accelerator)
     method = algorithm(config)
     updates = config.rounds * config.updates_per_round * getattr(method, "epochs", 1)
     settings = pick(OptimizerSettings, config, updates=updates)
@@ -98,6 +92,15 @@ def evaluator(
     scored = {"total": run.reward} | {label: reward for label, (reward, _) in watched.items()}
     embed = registry.reward(config.diversity).embed if config.diversity else None
     return Evaluator(run, heldout[: config.heldout_limit], scored, embed, config.heldout_seed)
+
+
+def need_noise(steps: StepRule, model: Policy) -> None:
+    """Training needs steps with a log-prob; an ODE, or `quiet_last` of all steps, leaves none."""
+    if not bool((steps.std(model.grid) > 1e-8).any()):
+        raise DiffalignError(
+            f"no step of {steps} is stochastic on {model.grid.steps} step(s), so nothing has a log-probability. "
+            "Use a rule with noise (ddim with eta > 0, flow_sde), and keep quiet_last below steps."
+        )
 
 
 def refuse_overlap(trained: list[str], heldout: list[str]) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from diffalign import __version__, cli, registry
 
 TINY = [
-    "steps=2", "rounds=2", "prompts_per_round=2", "images_per_prompt=2", "updates_per_round=1", "sample_batch=4",
+    "steps=2", "rule.quiet_last=1",
+    "rounds=2", "prompts_per_round=2", "images_per_prompt=2", "updates_per_round=1", "sample_batch=4",
     "micro_batch=8", "heldout_limit=2", "eval_every=1", "checkpoint_every=1", "trackers=[]", "diversity=null",
     "reward=jpeg_compressibility", "heldout_reward=jpeg_incompressibility", "prompts=p.txt", "heldout_prompts=h.txt",
 ]  # fmt: skip
@@ -199,3 +200,11 @@ def test_two_launched_processes_make_one_run(here):
     assert done.stdout.count("on 2 process(es)") == done.stdout.count("report: ") == 1
     assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((here / "run" / "summary.json").read_text())["rounds"] == 2
+
+
+def test_a_run_without_any_noise_is_refused(capfd, tmp_path):
+    code, text = diffalign(
+        capfd, "train", "emoji-d3po", *TINY, "rule.quiet_last=2", "--out", str(tmp_path / "run")
+    )
+    assert code == 2
+    assert "no step of DDIM(eta=1.0, quiet_last=2) is stochastic" in text
