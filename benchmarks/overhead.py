@@ -102,8 +102,13 @@ def measure(policy: Policy, args: argparse.Namespace) -> None:
             policy, rule, prompts, seeds, noise_seeds=seeds, group=seeds, batch=args.batch, cond=cond
         )
 
+    ours()  # whatever is found out once, such as whether timesteps may differ, is found out here
     recorder = Recorder(policy.denoiser)
     batch = ours()
+    if len(recorder.calls) != args.steps:
+        raise SystemExit(
+            f"recorded {len(recorder.calls)} calls in {args.steps} steps: not comparable, no ratio."
+        )
     recorder.hook.remove()
     compare("rollout", ours, torch.no_grad()(lambda: recorder.repeat(backward=False)), args.pairs)
 
