@@ -28,8 +28,8 @@ class Trajectory:
     """B denoising trajectories of one policy under one rule, grid and guidance scale.
 
     states (B, N+1, ...) in the dtype they were rolled out in; log_probs and reference_log_probs
-    (B, N) in nats, summed over D, nan where the step is deterministic; kl (B, N) is the exact
-    KL(policy || reference) of each step in nats at rollout time; group (B,) is the prompt's index.
+    (B, N) in nats, summed over D, nan where the step is deterministic; group (B,) is the
+    prompt's index.
     """
 
     prompts: list[str]
@@ -44,7 +44,6 @@ class Trajectory:
     version: int = 0
     reference_log_probs: Tensor | None = None
     reference_means: Tensor | None = None
-    kl: Tensor | None = None
     rewards: dict[str, Tensor] = field(default_factory=dict)
     advantages: Tensor | None = None
 
