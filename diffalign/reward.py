@@ -5,14 +5,34 @@ Pictures are float32 in [0, 1], (B, 3, H, W), or video (B, F, 3, H, W); higher s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from diffalign.errors import RunError
+from diffalign.errors import DiffalignError, RunError
+
+__all__ = [
+    "AnyReward",
+    "DiffalignError",
+    "GroupReward",
+    "Reward",
+    "RunError",
+    "Scores",
+    "SetReward",
+    "WeightedSum",
+    "capability",
+    "once",
+    "score",
+    "sharing",
+]
+
+T = TypeVar("T")
+_shared: ContextVar[dict[Hashable, tuple[Tensor, Any]] | None] = ContextVar("shared", default=None)
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,28 @@ AnyReward = Callable[..., Any]
 def capability(reward: object, name: str) -> bool:
     """Whether a reward declares a capability (`differentiable`, `video`, `needs_reference`)."""
     return bool(getattr(reward, name, False))
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Within this block, `once` computes what several rewards need of the same pictures a single time."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def once(key: Hashable, images: Tensor, compute: Callable[[], T]) -> T:
+    """`compute()`, or its earlier result for the same key and the same pictures in this `sharing` block."""
+    seen = _shared.get()
+    if seen is None:
+        return compute()
+    place = (key, id(images), images._version, torch.is_grad_enabled())
+    if place not in seen:
+        seen[place] = (images, compute())  # kept, so that no other tensor gets the same id
+    result: T = seen[place][1]
+    return result
 
 
 def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward") -> Scores:
