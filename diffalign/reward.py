@@ -9,12 +9,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from diffalign.errors import DiffalignError, RunError
+from diffalign.errors import DiffalignError, RunError, unknown
 
 __all__ = [
     "AnyReward",
@@ -24,11 +24,12 @@ __all__ = [
     "RunError",
     "Scores",
     "SetReward",
-    "WeightedSum",
     "capability",
+    "kind",
     "once",
     "score",
     "sharing",
+    "unknown",
 ]
 
 T = TypeVar("T")
@@ -83,6 +84,15 @@ def capability(reward: object, name: str) -> bool:
     return bool(getattr(reward, name, False))
 
 
+def kind(reward: object) -> Literal["picture", "group", "set"]:
+    """Which protocol a reward, or the class of one, follows: `Reward`, `GroupReward` or `SetReward`."""
+    family = reward if isinstance(reward, type) else type(reward)
+    if hasattr(reward, "score_group"):
+        return "group"
+    alone = any("__call__" in vars(base) for base in family.__mro__)
+    return "set" if hasattr(reward, "score_set") and not alone else "picture"
+
+
 @contextmanager
 def sharing() -> Iterator[None]:
     """Within this block, `once` computes what several rewards need of the same pictures a single time."""
@@ -121,30 +131,3 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
             f"pictures, the first for {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
         )
     return scores
-
-
-@dataclass(frozen=True)
-class WeightedSum:
-    """The weighted sum of several rewards, with each one's own scores as parts."""
-
-    rewards: Mapping[str, tuple[AnyReward, float]]
-
-    @property
-    def differentiable(self) -> bool:
-        """All of them are."""
-        return all(capability(reward, "differentiable") for reward, _ in self.rewards.values())
-
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Let every reward that can prepare itself for these prompts."""
-        for reward, _ in self.rewards.values():
-            if hasattr(reward, "prepare"):
-                reward.prepare(prompts)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Scores:
-        """The sum as value (B,), the single rewards as parts."""
-        each = {label: score(reward, images, prompts, label) for label, (reward, _) in self.rewards.items()}
-        parts = {label: scores.value.float() for label, scores in each.items()}
-        for label, scores in each.items():
-            parts |= {f"{label}.{name}": value for name, value in scores.parts.items()}
-        total = sum(self.rewards[label][1] * parts[label] for label in self.rewards)
-        return Scores(torch.as_tensor(total), parts)

@@ -22,10 +22,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def resize(images: Tensor, size: tuple[int, int], mode: Mode = "bicubic") -> Tensor:
     """PIL's antialiased `Image.resize` to (height, width): columns, then rows, 8 bits after each pass."""
-    height, width = size
+    images, (height, width) = to_8_bits(images), size
     for shape in ((images.shape[-2], width), (height, width)):
         if shape != images.shape[-2:]:
-            images = to_8_bits(interpolate(to_8_bits(images), shape, mode=mode, antialias=True))
+            images = to_8_bits(interpolate(images, shape, mode=mode, antialias=True))
     return images
 
 
