@@ -1,0 +1,72 @@
+"""Several rewards asked about the same pictures.
+
+Dimensions: B pictures, G of one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffalign.credit import groups
+from diffalign.errors import DiffalignError
+from diffalign.reward import AnyReward, GroupReward, Scores, capability, kind, score, sharing
+
+
+def measure(
+    rewards: Mapping[str, AnyReward], images: Tensor, prompts: Sequence[str], group: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Scores (B,) of every reward under its label, then their parts as `label.part`, in float32.
+
+    Features that several of them need are computed once. group (B,): which pictures belong together;
+    without it those of one prompt do.
+    """
+    with sharing():
+        each = {label: _scores(reward, images, prompts, label, group) for label, reward in rewards.items()}
+    found = {label: scores.value for label, scores in each.items()}
+    for label, scores in each.items():
+        found |= {f"{label}.{name}": value for name, value in scores.parts.items()}
+        found |= {} if scores.uncertainty is None else {f"{label}.uncertainty": scores.uncertainty}
+    return {name: value.float().to(images.device) for name, value in found.items()}
+
+
+def _scores(
+    reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str, group: Tensor | None
+) -> Scores:
+    refuse_video(reward, images, label)
+    if kind(reward) == "picture":
+        return score(reward, images, prompts, label)
+    value = images.new_zeros(len(prompts), dtype=torch.float32)
+    for rows in _together(prompts, group):
+        own = [prompts[r] for r in rows.tolist()]
+        found = score(_on_one_group(reward), images[rows.to(images.device)], own, label).value
+        value = value.index_copy(0, rows.to(value.device), found.to(value))
+    return Scores(value)
+
+
+def _on_one_group(reward: GroupReward) -> AnyReward:
+    """A group reward called like any other, with the pictures of a single prompt."""
+    return lambda images, prompts: reward.score_group(images, prompts[0])
+
+
+def _together(prompts: Sequence[str], group: Tensor | None) -> Iterator[Tensor]:
+    numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
+    return groups(torch.tensor([numbers[p] for p in prompts]) if group is None else group)
+
+
+def refuse_video(reward: object, images: Tensor, label: str) -> None:
+    """A reward of pictures has nothing to say of video (B, F, 3, H, W)."""
+    if images.ndim == 5 and not capability(reward, "video"):
+        raise DiffalignError(
+            f"reward {label!r} judges pictures, and the model makes videos of {images.shape[1]} frames. "
+            "Lift it with the reward `frames`: {name: frames, reward: ...}, or take one that judges video."
+        )
+
+
+def prepare(rewards: Mapping[str, AnyReward], prompts: Sequence[str]) -> None:
+    """Let every reward that can prepare itself for these prompts."""
+    for reward in rewards.values():
+        if hasattr(reward, "prepare"):
+            reward.prepare(list(dict.fromkeys(prompts)))
