@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
@@ -10,29 +12,39 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from diffalign.reward import DiffalignError
 
 
-def file(reward: str, repo: str, name: str, path: str | None = None) -> Path:
-    """The file `name` of the repository, or `path` where that is given."""
+def file(reward: str, repo: str, name: str, path: str | None = None, option: str = "path") -> Path:
+    """The file `name` of the repository, or `path`, the reward's argument `option`, where that is given."""
     found = path or try_to_load_from_cache(repo, name)
-    if isinstance(found, str) and Path(found).is_file():
-        return Path(found)
-    raise DiffalignError(_missing(reward, repo, name, path, "FILE"))
+    if isinstance(found, str) and Path(found).expanduser().is_file():
+        return Path(found).expanduser()
+    raise DiffalignError(_missing(reward, repo, name, path, f"{option}: FILE", f"{repo} {name}"))
 
 
-def folder(reward: str, repo: str, needs: str, path: str | None = None) -> Path:
-    """The folder with all files of the repository, or `path`; it must hold a file that matches `needs`."""
+def folder(reward: str, repo: str, needs: str | tuple[str, ...], path: str | None = None) -> Path:
+    """The folder with all files of the repository, or `path`; every pattern of `needs` must be met there."""
     try:
-        found = Path(path or snapshot_download(repo, local_files_only=True))
+        found = Path(path or snapshot_download(repo, local_files_only=True)).expanduser()
     except LocalEntryNotFoundError:
-        found = None
-    if found and any(found.glob(needs)):
-        return found
-    raise DiffalignError(_missing(reward, repo, needs, path, "FOLDER"))
+        found = Path()
+    for name in (needs,) if isinstance(needs, str) else needs:
+        if found == Path() or not any(found.glob(name)):
+            raise DiffalignError(_missing(reward, repo, name, path, "path: FOLDER", repo))
+    return found
 
 
-def _missing(reward: str, repo: str, name: str, path: str | None, kind: str) -> str:
+def _missing(reward: str, repo: str, name: str, path: str | None, option: str, fetched: str) -> str:
     where = f"{path} does not hold it" if path else f"it is not in the local cache ({constants.HF_HUB_CACHE})"
-    wanted = repo if kind == "FOLDER" else f"{repo} {name}"
     return (
         f"{reward} needs {name} of the Hugging Face repository {repo}, and {where}. "
-        f"Fetch it once with `hf download {wanted}`, or say where it is with path: {kind}."
+        f"Fetch it once with `hf download {fetched}`, or say where it is with {option}."
     )
+
+
+@contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Whatever goes wrong in this block is because `path` does not hold `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DiffalignError(f"{path} does not hold {what}, or is damaged: {reason}") from error

@@ -47,7 +47,8 @@ def test_style_words_in_the_prompt_do_not_matter_to_style(rows):
 @pytest.mark.parametrize("score", ["match", "style"])
 def test_gradient_is_that_of_finite_differences(rows, score):
     reward = EmojiClip(score)
-    reward.model = copy.deepcopy(reward.model).double()
+    reward.tower = copy.deepcopy(reward.tower)
+    reward.tower.model.double()
     images = rows[0][:1].double().clamp(0.1, 0.9).requires_grad_()
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(reward(images, ["cat"]).sum(), images)
