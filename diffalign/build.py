@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -11,12 +12,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffalign import prompts, registry
-from diffalign.config import RewardSpec, RunConfig
+from diffalign.calibrate import Calibrator
+from diffalign.compose import Composite
+from diffalign.config import RunConfig
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.policy import LoraSpec, Policy
-from diffalign.reward import AnyReward, WeightedSum
+from diffalign.measure import close, refuse_video
+from diffalign.reward import AnyReward, capability
+from diffalign.rewardspec import RewardSpec
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
 from diffalign.steps import StepRule, default_rule
@@ -52,9 +57,33 @@ def rule(config: RunConfig, model: Policy) -> StepRule:
     return found
 
 
-def rewards(specs: Mapping[str, RewardSpec]) -> dict[str, tuple[AnyReward, float]]:
-    """label -> (reward, weight)."""
-    return {label: (registry.reward(s.name, **s.arguments), s.weight) for label, s in specs.items()}
+def rewards(specs: Mapping[str, RewardSpec], undo: ExitStack) -> dict[str, AnyReward]:
+    """label -> reward, here or elsewhere; `undo` lets go of those that hold a connection or a process."""
+    made: dict[str, AnyReward] = {}
+    for label, spec in specs.items():
+        made[label] = _reward(spec)
+        undo.callback(close, {label: made[label]})
+    return made
+
+
+def _reward(spec: RewardSpec) -> AnyReward:
+    if spec.url:
+        from diffalign import remote
+
+        return remote.connect(spec.url, **spec.arguments)
+    if spec.python:
+        from diffalign import isolated
+
+        return isolated.start(spec.python, spec.name, spec.arguments)
+    made: AnyReward = registry.reward(spec.name, **spec.arguments)
+    return made
+
+
+def composition(config: RunConfig, undo: ExitStack) -> Composite:
+    """The rewards that are trained on, as one."""
+    combiner = registry.combiner(config.combine.name)(**config.combine.arguments)
+    weights = {label: spec.weight for label, spec in config.rewards.items()}
+    return Composite(rewards(config.rewards, undo), weights, combiner, config.normalize, config.calibrate)
 
 
 def algorithm(config: RunConfig) -> Any:
@@ -69,29 +98,46 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     refuse_plugins(accelerator)
     batching = pick(Batching, config)
     batching.check(accelerator.num_processes)
-    trained, watched = WeightedSum(rewards(config.reward)), rewards(config.heldout_reward)
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     refuse_overlap(train_prompts, heldout)
-    model = policy(config, accelerator)
-    steps = rule(config, model)
-    need_noise(steps, model)
-    run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=accelerator)
+    with ExitStack() as undo:
+        trained, watched = composition(config, undo), rewards(config.eval_rewards, undo)
+        model = policy(config, accelerator)
+        steps = rule(config, model)
+        need_noise(steps, model)
+        refuse_videos(model, {**trained.rewards, **watched})
+        run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=accelerator)
+        trained.base = Calibrator(run, folder, config.calibration_pictures, config.identity())
+        judge = evaluator(config, run, heldout, watched)
+        made = assemble(config, run, judge, folder)
+        undo.pop_all()
+    return made
+
+
+def assemble(config: RunConfig, run: Run, judge: Evaluator, folder: RunFolder) -> Trainer:
+    """The trainer around a run."""
     method = algorithm(config)
     updates = config.rounds * config.updates_per_round * getattr(method, "epochs", 1)
     settings = pick(OptimizerSettings, config, updates=updates)
     return Trainer(
-        run, method, Optimizer(model.trainable(), settings, accelerator),
-        evaluator(config, run, heldout, watched), pick(Schedule, config), folder, identity=config.identity(),
+        run, method, Optimizer(run.policy.trainable(), settings, run.accelerator), judge,
+        pick(Schedule, config), folder, identity=config.identity(),
     )  # fmt: skip
 
 
-def evaluator(
-    config: RunConfig, run: Run, heldout: list[str], watched: Mapping[str, tuple[AnyReward, float]]
-) -> Evaluator:
-    """Held-out evaluation with the trained total and every reward that is not trained on."""
-    scored = {"total": run.reward} | {label: reward for label, (reward, _) in watched.items()}
+def evaluator(config: RunConfig, run: Run, heldout: list[str], watched: Mapping[str, AnyReward]) -> Evaluator:
+    """Held-out evaluation with every reward, trained on or not."""
     embed = registry.reward(config.diversity).embed if config.diversity else None
-    return Evaluator(run, heldout[: config.heldout_limit], scored, embed, config.heldout_seed)
+    return Evaluator(run, heldout[: config.heldout_limit], watched, embed, config.heldout_seed)
+
+
+@torch.no_grad()
+def refuse_videos(model: Policy, every: Mapping[str, AnyReward]) -> None:
+    """Say before anything is sampled that a reward of pictures cannot judge this model's videos."""
+    if not all(capability(reward, "video") for reward in every.values()):
+        images = model.decode(model.noise([0]))
+        for label, reward in every.items():
+            refuse_video(reward, images, label)
 
 
 def need_noise(steps: StepRule, model: Policy) -> None:

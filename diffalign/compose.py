@@ -172,7 +172,11 @@ def within(values: Tensor, group: Tensor | None) -> Tensor:
 
 
 def problems(
-    combiner: Combiner, named: Mapping[str, str], weights: Mapping[str, float], normalize: str, calibrate: bool
+    combiner: Combiner,
+    named: Mapping[str, str],
+    weights: Mapping[str, float],
+    normalize: str,
+    calibrate: bool,
 ) -> Iterator[Problem]:
     """What is wrong with a composition; `named` says which reward each label is."""
     yield from combiner.problems(weights)

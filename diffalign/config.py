@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from diffalign import registry
-from diffalign.configfile import Origins, Raw, Rejected, explain, override, read
-from diffalign.errors import DiffalignError
+from diffalign.arguments import Named, Strict, fits, trained_reward
+from diffalign.compose import Normalize
+from diffalign.configfile import Origins, Raw, explain, override, read
+from diffalign.rewardforms import labelled
+from diffalign.rewardspec import RewardSpec, all_fit, apart, combinable
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """No unknown keys, and no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
 
 
 class LoraConfig(Strict):
@@ -35,25 +32,6 @@ class LoraConfig(Strict):
     targets: list[str] | str | None = None
 
 
-class Named(Strict):
-    """A name and the arguments of what it names."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Everything but the keys of this class."""
-        return dict(self.model_extra or {})
-
-
-class RewardSpec(Named):
-    """A reward, its arguments, and its weight in the sum."""
-
-    weight: float = 1.0
-
-
 class RunConfig(Strict):
     """All keys of a run; configs/*.yaml shows them with their units."""
 
@@ -63,7 +41,7 @@ class RunConfig(Strict):
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     quantize: str | None = None
-    call: dict[str, Any] = {}
+    call: dict[str, Any] = Field(default_factory=dict)
     negative_prompt: str | None = None
     guidance_scale: NotNegative | None = None
     steps: Positive
@@ -78,9 +56,13 @@ class RunConfig(Strict):
 
     # what it learns, and from what
     algorithm: Named
-    reward: dict[str, RewardSpec] = Field(min_length=1)
+    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    calibrate: bool = False
+    calibration_pictures: Annotated[int, Field(ge=2)] = 64
+    normalize: Normalize = "none"
+    combine: Named = Named(name="sum")
     prompts: str
-    heldout_reward: dict[str, RewardSpec] = Field(min_length=1)
+    eval_rewards: dict[str, RewardSpec] = Field(min_length=1)
     heldout_prompts: str
     heldout_limit: Positive = 64
     heldout_seed: int = 1_000_003
@@ -114,37 +96,39 @@ class RunConfig(Strict):
     minutes: Above0 | None = None
     checkpoint_every: Positive = 5
     keep_checkpoints: Positive = 2
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=["tensorboard"])
     seed: int = 0
     out: str | None = None
 
     @field_validator("algorithm")
     @classmethod
     def _algorithm(cls, value: Named) -> Named:
-        return _fits(value, registry.algorithm)
+        return fits(value, registry.algorithm)
 
     @field_validator("rule")
     @classmethod
     def _rule(cls, value: Named | None) -> Named | None:
-        return value and _fits(value, registry.rule)
+        return value and fits(value, registry.rule)
 
-    @field_validator("reward", "heldout_reward")
+    @field_validator("rewards", "eval_rewards", mode="before")
+    @classmethod
+    def _any_form(cls, value: Any) -> Any:
+        return labelled(value)
+
+    @field_validator("rewards")
     @classmethod
     def _rewards(cls, value: dict[str, RewardSpec]) -> dict[str, RewardSpec]:
-        problems = [p for label, spec in value.items() for p in _problems(spec, registry.reward_maker, label)]
-        if problems:
-            raise Rejected(problems)
-        return value
+        return all_fit(value, trained_reward)
 
-    @field_validator("heldout_reward")
+    @field_validator("eval_rewards")
     @classmethod
     def _judged_by_another(cls, value: dict[str, RewardSpec], info: ValidationInfo) -> dict[str, RewardSpec]:
-        trained = [(spec.name, spec.arguments) for spec in info.data.get("reward", {}).values()]
-        if trained and all((spec.name, spec.arguments) in trained for spec in value.values()):
-            raise ValueError(
-                "holds only rewards that are trained on; add one that is not, or reward hacking stays unseen"
-            )
-        return value
+        return apart(all_fit(value, registry.reward_maker), info.data.get("rewards", {}))
+
+    @field_validator("combine")
+    @classmethod
+    def _combine(cls, value: Named, info: ValidationInfo) -> Named:
+        return combinable(fits(value, registry.combiner), info.data)
 
     @field_validator("images_per_prompt")
     @classmethod
@@ -155,6 +139,8 @@ class RunConfig(Strict):
             raise ValueError(
                 f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
             )
+        if value < 2 and info.data.get("normalize", "none") != "none":
+            raise ValueError("is 1, but `normalize` compares pictures of one prompt; make it 2 or more")
         return value
 
     @field_validator("updates_per_round")
@@ -171,7 +157,8 @@ class RunConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """The keys that a checkpoint must share with the run that goes on from it."""
         free = FREE_ON_RESUME | ({"rounds"} if self.lr_schedule == "constant" else set())
-        return {key: value for key, value in self.resolved().items() if key not in free}
+        every = self.resolved() | {key: _placeless(getattr(self, key)) for key in ("rewards", "eval_rewards")}
+        return {key: value for key, value in every.items() if key not in free}
 
     def resolved(self) -> dict[str, Any]:
         """All keys with their values, as config.yaml holds them."""
@@ -208,33 +195,6 @@ def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -
         raise explain(error, RunConfig, origins or {}, source) from None
 
 
-def _fits(value: Named, find: Callable[[str], Callable[..., Any]]) -> Named:
-    if problems := _problems(value, find, ""):
-        raise Rejected(problems)
-    return value
-
-
-def _problems(value: Named, find: Callable[[str], Callable[..., Any]], label: str) -> list[tuple[str, str]]:
-    """What is wrong with a name or its arguments: (key below this one, message)."""
-    try:
-        schema = _schema(find(value.name))
-        schema.model_validate(value.arguments)
-    except DiffalignError as error:
-        return [(f"{label}.name".strip("."), str(error))]
-    except ValueError as error:
-        return Rejected.of(error, schema, label).problems
-    return []
-
-
-def _schema(maker: Callable[..., Any]) -> type[BaseModel]:
-    """What a class or function takes, as a model that refuses unknown arguments."""
-    known = registry.parameters(maker).values()
-    named: Mapping[str, Any] = {
-        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
-        for p in known
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    extra: Literal["allow", "forbid"] = "allow" if any(p.kind is p.VAR_KEYWORD for p in known) else "forbid"
-    return create_model(
-        "Arguments", __config__=ConfigDict(extra=extra, arbitrary_types_allowed=True), **named
-    )
+def _placeless(rewards: dict[str, RewardSpec]) -> dict[str, Any]:
+    """The rewards without where they run, which may change when a run goes on."""
+    return {label: spec.model_dump(mode="json", exclude={"url", "python"}) for label, spec in rewards.items()}

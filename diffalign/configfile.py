@@ -6,6 +6,7 @@ import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from diffalign.errors import DiffalignError, unknown
+from diffalign.rewardforms import is_one, labelled
 
 Raw = dict[str, Any]
 Origins = dict[str, str]
@@ -67,12 +69,13 @@ def read(source: str, packaged: Mapping[str, Path], overrides: Iterable[str] = (
 def override(raw: Raw, origins: Origins, overrides: Iterable[str]) -> tuple[Raw, Origins]:
     """Plain values without short forms, with each `key=value` put in, and where each was written."""
     raw, origins = copy.deepcopy(raw), dict(origins)
-    _expand(raw)
+    _expand(raw, origins)
     for text in overrides:
         key, value = _split(text)
-        _put(raw, key.split("."), value, text)
-        origins[key] = f"the command line, {text}"
-        _expand(raw)
+        path = _path(key, raw)
+        _put(raw, path, value, text)
+        origins[".".join(path)] = f"the command line, {text}"
+        _expand(raw, origins)
     return raw, origins
 
 
@@ -97,15 +100,23 @@ def _parse(path: Path) -> tuple[Raw, Origins]:
 
 
 def _lines(node: yaml.Node | None, path: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, file:line) of every key; a key that is written twice is an error."""
+    """(dotted key, file:line) of every key and item; a key that is written twice is an error."""
     seen: set[str] = set()
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        where = f"{path}:{key.start_mark.line + 1}"
-        if key.value in seen:
-            raise DiffalignError(f"{where}: the key {prefix}{key.value} is written twice. Keep one of them.")
-        seen.add(key.value)
-        yield f"{prefix}{key.value}", where
-        yield from _lines(value, path, f"{prefix}{key.value}.")
+    for name, at, value in _children(node):
+        where = f"{path}:{at.start_mark.line + 1}"
+        if name in seen:
+            raise DiffalignError(f"{where}: the key {prefix}{name} is written twice. Keep one of them.")
+        seen.add(name)
+        yield f"{prefix}{name}", where
+        yield from _lines(value, path, f"{prefix}{name}.")
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """(name, where it is written, value) of what a mapping or a list holds; items are called 0, 1, ..."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, key, value) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((str(k), value, value) for k, value in enumerate(node.value))
 
 
 def _split(text: str) -> tuple[str, Any]:
@@ -120,6 +131,22 @@ def _split(text: str) -> tuple[str, Any]:
         raise DiffalignError(f"the value of {text!r} is not readable YAML: {error}") from error
 
 
+def _path(key: str, raw: Raw) -> list[str]:
+    """Where an override goes; `reward` is all of `rewards`, and `reward.KEY` a key of its only one."""
+    first, *below = key.split(".")
+    if first != "reward":
+        return [first, *below]
+    if not below:
+        raw.pop("rewards", None)
+        return ["reward"]
+    (only, *others) = raw.get("rewards") or [""]
+    if others:
+        raise DiffalignError(
+            f"{key} could mean any of {len(others) + 1} rewards; write rewards.LABEL.{'.'.join(below)}"
+        )
+    return ["rewards", only, *below]
+
+
 def _put(raw: Raw, path: list[str], value: Any, text: str) -> None:
     *parents, last = path
     for name in parents:
@@ -131,34 +158,42 @@ def _put(raw: Raw, path: list[str], value: Any, text: str) -> None:
     raw[last] = value
 
 
-def _expand(raw: Raw) -> None:
-    """Short forms: `algorithm: d3po`, `reward: jpeg_compressibility`, `reward: {style: 2.0}`."""
-    for key in ("algorithm", "rule"):
+def _expand(raw: Raw, origins: Origins) -> None:
+    """Short forms: `algorithm: d3po`, `reward: NAME` for one, and every form of `rewards`."""
+    for key in ("algorithm", "rule", "combine"):
         if isinstance(raw.get(key), str):
             raw[key] = {"name": raw[key]}
-    for key in ("reward", "heldout_reward"):
-        if isinstance(raw.get(key), str):
-            raw[key] = {_label(raw[key]): {"name": raw[key]}}
-        if isinstance(raw.get(key), dict):
-            raw[key] = {label: _reward(label, spec) for label, spec in raw[key].items()}
+    if "reward" in raw:
+        _one_reward(raw, origins)
+    for key in ("rewards", "eval_rewards"):
+        if key in raw:
+            with suppress(ValueError):  # what is wrong is said when all keys are checked
+                raw[key], before = labelled(raw[key]), raw[key]
+                _follow(origins, key, raw[key], before)
 
 
-def _label(name: str) -> str:
-    """`my_file.py:Sharpness` is shown as `Sharpness`."""
-    return name.rpartition(":")[2]
+def _one_reward(raw: Raw, origins: Origins) -> None:
+    where = f"reward{_where('reward', origins)}"
+    if "rewards" in raw:
+        raise DiffalignError(f"{where} and rewards{_where('rewards', origins)} are both written. Keep one.")
+    if not is_one(raw["reward"]):
+        raise DiffalignError(
+            f"{where} is {raw['reward']!r}; it is one reward, a name or {{name: ..., arguments}}. "
+            "For several write `rewards`."
+        )
+    raw["rewards"] = [raw.pop("reward")]
+    _move(origins, "reward", "rewards.0")
 
 
-def _reward(label: str, spec: Any) -> Any:
-    match spec:
-        case bool():
-            return spec
-        case int() | float():
-            return {"name": label, "weight": float(spec)}
-        case str():
-            return {"name": spec}
-        case dict() | None:
-            return {"name": label, **(spec or {})}
-    return spec
+def _follow(origins: Origins, key: str, labels: Iterable[str], before: Any) -> None:
+    """Let the places of a list's items belong to their labels."""
+    for number, label in enumerate(labels) if isinstance(before, list) else ():
+        _move(origins, f"{key}.{number}", f"{key}.{label}")
+
+
+def _move(origins: Origins, old: str, new: str) -> None:
+    for key in [key for key in origins if f"{key}.".startswith(f"{old}.")]:
+        origins[new + key.removeprefix(old)] = origins.pop(key)
 
 
 def _words(error: Any, schema: type[BaseModel]) -> Iterator[tuple[str, str]]:

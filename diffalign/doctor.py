@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from diffalign.trajectory import Trajectory
 PLAIN = {
     "steps": 20,
     "algorithm": {"name": "ddpo"},
-    "reward": {"jpeg_compressibility": {"name": "jpeg_compressibility"}},
-    "heldout_reward": {"jpeg_incompressibility": {"name": "jpeg_incompressibility"}},
+    "rewards": "jpeg_compressibility",
+    "eval_rewards": "jpeg_incompressibility",
     "prompts": "animals",
     "heldout_prompts": "animals-heldout",
     "heldout_limit": 8,
@@ -80,8 +81,10 @@ def examine(chosen: RunConfig) -> Diagnosis:
     per_round = chosen.prompts_per_round
     prompts = max(1, min(per_round, chosen.sample_batch // chosen.images_per_prompt))
     small = chosen.model_copy(update={"prompts_per_round": prompts, "updates_per_round": 1})
-    with faults("the same command"), tempfile.TemporaryDirectory() as nowhere:
-        trainer = build.trainer(small, RunFolder(Path(nowhere)))
+    with ExitStack() as stack:
+        stack.enter_context(faults("the same command"))
+        nowhere = stack.enter_context(tempfile.TemporaryDirectory())
+        trainer = stack.enter_context(closing(build.trainer(small, RunFolder(Path(nowhere)))))
         trainer.one_round()  # warms up kernels and caches
         row = trainer.one_round()
         same, trip = _exactness(trainer.run)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import DiffalignError
-from diffalign.reward import AnyReward, score
+from diffalign.measure import measure, measure_set, prepare
+from diffalign.reward import AnyReward, kind
 from diffalign.run import Run
 from diffalign.seeds import derive, generator
 from diffalign.walk import chunks, rollout
@@ -23,10 +24,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures (B, ...) of the held-out prompts with their scores, (B,) each, and the diversity."""
+    """Pictures (B, ...) of the held-out prompts with every reward's own scores, (B,) by label.
+
+    sets: the rewards that judge all pictures together, one number by label.
+    """
 
     images: Tensor
     scores: Mapping[str, Tensor]
+    sets: Mapping[str, float]
     diversity: float
 
 
@@ -62,8 +67,8 @@ def pairwise_distance(features: Tensor) -> float:
 class Evaluator:
     """Scores the policy on prompts no run trains on, from fixed seeds.
 
-    rewards: label -> reward, the trained "total" and those not trained on; embed maps pictures
-    (B, 3, H, W) to features (B, E) for the diversity.
+    rewards: label -> reward that is not trained on; those of the run are always scored as well. embed
+    maps pictures (B, 3, H, W) to features (B, E) for the diversity.
     """
 
     run: Run
@@ -73,18 +78,18 @@ class Evaluator:
     seed: int = 0
     base: Sheet | None = field(default=None, init=False)
 
-    def measure_base(self) -> Sheet:
-        """Pictures and scores of the untuned model; kept, as every comparison needs them."""
-        with self.run.policy.using("reference"):
-            self.base = self.sheet()
-        return self.base
-
     def __post_init__(self) -> None:
         if len(self.prompts) < self.run.accelerator.num_processes:
             raise DiffalignError(
                 f"{len(self.prompts)} held-out prompt(s) cannot be shared by "
                 f"{self.run.accelerator.num_processes} processes; give more of them."
             )
+
+    def measure_base(self) -> Sheet:
+        """Pictures and scores of the untuned model; kept, as every comparison needs them."""
+        with self.run.policy.using("reference"):
+            self.base = self.sheet()
+        return self.base
 
     @torch.no_grad()
     def sheet(self) -> Sheet:
@@ -96,11 +101,11 @@ class Evaluator:
         own, lengths = share[accelerator.process_index], [len(rows) for rows in share]
         with self.run.metrics.timed("evaluate"):
             drawn = self._pictures(own)
-            scored = {label: self._scored(label, drawn, own) for label in self.rewards}
+            scored = self._scored(drawn, [self.prompts[r] for r in own])
             images = _gather(self.run, drawn, lengths)
             scores = {label: _gather(self.run, values, lengths) for label, values in scored.items()}
             diversity = pairwise_distance(self.embed(images)) if self.embed else float("nan")
-        return Sheet(images, scores, diversity)
+            return Sheet(images, scores, self._sets(images), diversity)
 
     def _pictures(self, rows: Sequence[int]) -> Tensor:
         run = self.run
@@ -114,37 +119,53 @@ class Evaluator:
             batch=run.batching.sample_batch,
             advance=lambda n: run.advance("evaluating", n),
         )
-        pieces = [run.policy.decode(batch.final[c]) for c in chunks(len(batch), run.batching.sample_batch)]
-        return torch.cat(pieces)
+        return run.decode(batch.final)
 
-    def _scored(self, label: str, images: Tensor, own: Sequence[int]) -> Tensor:
-        values = []
+    def _scored(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Every reward once: those trained on and those that are not, (B,) by label."""
+        rewards = {**self.run.reward.rewards, **self._of("picture", "group")}
+        prepare(rewards, prompts)
+        pieces = []
         for rows in chunks(len(images), self.run.batching.sample_batch):
-            prompts = [self.prompts[own[r]] for r in rows.tolist()]
-            values.append(score(self.rewards[label], images[rows], prompts, label).value.float())
-            self.run.reward_calls += len(rows)
-        return torch.cat(values)
+            pieces.append(measure(rewards, images[rows], [prompts[r] for r in rows.tolist()], rows))
+            self.run.reward_calls += len(rows) * len(rewards)
+        return {label: torch.cat([piece[label] for piece in pieces]) for label in rewards}
+
+    def _sets(self, images: Tensor) -> dict[str, float]:
+        images = images.to(self.run.accelerator.device)
+        return {label: measure_set(r, images, self.prompts, label) for label, r in self._of("set").items()}
+
+    def _of(self, *kinds: str) -> dict[str, AnyReward]:
+        return {label: reward for label, reward in self.rewards.items() if kind(reward) in kinds}
+
+    def total(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The trained reward (B,) of measured scores, combined as training combines them now."""
+        return self.run.reward.combine(scores, self.prompts)
+
+    def better(self, scores: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> bool:
+        """Whether the trained reward of these scores is above that of the best so far."""
+        return bool(self.total(scores).mean() > self.total(best).mean())
 
     def compare(self, sheet: Sheet) -> dict[str, float]:
         """The metrics of an evaluation round: every held-out score, gain and win rate of the total."""
         base = self.base or self.measure_base()
-        row = {"heldout/diversity": sheet.diversity}
+        total, before = self.total(sheet.scores), self.total(base.scores)
+        row = {"heldout/diversity": sheet.diversity, **_moments("total", before, total)}
         for label, values in sheet.scores.items():
-            row |= {
-                f"heldout/{label}/mean": float(values.mean()),
-                f"heldout/{label}/std": float(values.std()),
-            }
-            row[f"heldout/{label}/gain_sd"] = gain(base.scores[label], values)[0]
-        for name, measure in (("gain_sd", gain), ("win_rate", win_rate)):
-            value, (low, high) = measure(base.scores["total"], sheet.scores["total"])
+            row |= _moments(label, base.scores[label], values)
+        for label, value in sheet.sets.items():
+            row |= {f"heldout/{label}/set": value, f"heldout/{label}/set_base": base.sets[label]}
+        for name, statistic in (("gain_sd", gain), ("win_rate", win_rate)):
+            value, (low, high) = statistic(before, total)
             row |= {f"heldout/{name}": value, f"heldout/{name}_low": low, f"heldout/{name}_high": high}
         return row
 
     def summary(self, sheet: Sheet) -> dict[str, object]:
         """What summary.json says of the final model."""
         base = self.base or self.measure_base()
-        before, after = base.scores["total"], sheet.scores["total"]
+        before, after = self.total(base.scores), self.total(sheet.scores)
         (gain_sd, gain_ci), (wins, wins_ci) = gain(before, after), win_rate(before, after)
+        each = {label: _other(base.scores[label], values) for label, values in sheet.scores.items()}
         return {
             "heldout_reward_base": float(before.mean()),
             "heldout_reward": float(after.mean()),
@@ -152,13 +173,21 @@ class Evaluator:
             "gain_sd_ci": gain_ci,
             "win_rate": wins,
             "win_rate_ci": wins_ci,
-            "heldout_other": {
-                label: _other(base.scores[label], values)
-                for label, values in sheet.scores.items()
-                if label != "total"
+            "heldout_parts": {label: each[label] for label in self.run.reward.rewards},
+            "heldout_other": {label: each[label] for label in self._of("picture", "group")},
+            "heldout_sets": {
+                label: {"base": base.sets[label], "trained": value} for label, value in sheet.sets.items()
             },
             "diversity": {"base": base.diversity, "trained": sheet.diversity},
         }
+
+
+def _moments(label: str, base: Tensor, values: Tensor) -> dict[str, float]:
+    return {
+        f"heldout/{label}/mean": float(values.mean()),
+        f"heldout/{label}/std": float(values.std()),
+        f"heldout/{label}/gain_sd": gain(base, values)[0],
+    }
 
 
 def _other(base: Tensor, trained: Tensor) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,9 +37,9 @@ def train(
     processes()
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
     with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
-        trainer = build.trainer(settings, folder)
-        _introduce(trainer, folder, say)
-        _run(trainer, settings, resume is not None)
+        with closing(build.trainer(settings, folder)) as trainer:
+            _introduce(trainer, folder, say)
+            _run(trainer, settings, resume is not None)
         return _on_main(lambda: report.write(folder), folder.path / "report.html")
 
 

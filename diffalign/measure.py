@@ -5,14 +5,16 @@ Dimensions: B pictures, G of one group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.credit import groups
-from diffalign.errors import DiffalignError
-from diffalign.reward import AnyReward, GroupReward, Scores, capability, kind, score, sharing
+from diffalign.errors import DiffalignError, RunError
+from diffalign.reward import AnyReward, Scores, capability, kind, score, sharing
 
 
 def measure(
@@ -46,7 +48,7 @@ def _scores(
     return Scores(value)
 
 
-def _on_one_group(reward: GroupReward) -> AnyReward:
+def _on_one_group(reward: Any) -> AnyReward:
     """A group reward called like any other, with the pictures of a single prompt."""
     return lambda images, prompts: reward.score_group(images, prompts[0])
 
@@ -54,6 +56,17 @@ def _on_one_group(reward: GroupReward) -> AnyReward:
 def _together(prompts: Sequence[str], group: Tensor | None) -> Iterator[Tensor]:
     numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
     return groups(torch.tensor([numbers[p] for p in prompts]) if group is None else group)
+
+
+def measure_set(reward: Any, images: Tensor, prompts: Sequence[str], label: str) -> float:
+    """What a set reward says of all pictures (B, 3, H, W) together; a number that is not finite is an error."""
+    refuse_video(reward, images, label)
+    value = float(reward.score_set(images, prompts))
+    if not math.isfinite(value):
+        raise RunError(
+            f"reward {label!r} returned {value} for a set of {len(images)} pictures; fix it, then resume."
+        )
+    return value
 
 
 def refuse_video(reward: object, images: Tensor, label: str) -> None:
@@ -70,3 +83,10 @@ def prepare(rewards: Mapping[str, AnyReward], prompts: Sequence[str]) -> None:
     for reward in rewards.values():
         if hasattr(reward, "prepare"):
             reward.prepare(list(dict.fromkeys(prompts)))
+
+
+def close(rewards: Mapping[str, AnyReward]) -> None:
+    """Let go of rewards that hold a connection or a process."""
+    for reward in rewards.values():
+        if hasattr(reward, "close"):
+            reward.close()

@@ -38,6 +38,13 @@ def rules() -> list[str]:
     return sorted(RULES)
 
 
+def combiners() -> list[str]:
+    """The ways to combine rewards."""
+    from diffalign.compose import COMBINERS
+
+    return sorted(COMBINERS)
+
+
 def configs() -> dict[str, Path]:
     """name -> file of every packaged config."""
     return {f.stem: f for root in package_roots("diffalign_configs") for f in sorted(root.glob("*.yaml"))}
@@ -63,9 +70,38 @@ def rule(name: str) -> type[Any]:
     return RULES[name]
 
 
+def combiner(name: str) -> type[Any]:
+    """The class of a combiner, built in or one's own; its fields are its arguments."""
+    from diffalign.combine import Combiner
+    from diffalign.compose import COMBINERS
+
+    found = _resolve("combiner", name, COMBINERS, COMBINERS.__getitem__)
+    if not (isinstance(found, type) and issubclass(found, Combiner)):
+        raise DiffalignError(f"{name} is not a combiner: it needs to inherit diffalign.combine.Combiner.")
+    return found
+
+
 def reward(name: str, **arguments: Any) -> Any:
-    """A reward, made with its arguments."""
-    return reward_maker(name)(**arguments)
+    """A reward, made with its arguments; rewards among them, written as names or with `name`, are made first."""
+    maker = reward_maker(name)
+    nested = {p.name for p in parameters(maker).values() if takes_reward(p)}
+    return maker(**{k: _inner(v) if k in nested else v for k, v in arguments.items()})
+
+
+def _inner(spec: Any) -> Any:
+    match spec:
+        case str():
+            return reward(spec)
+        case {"name": str()}:
+            return reward(**spec)
+    return spec
+
+
+def takes_reward(parameter: inspect.Parameter) -> bool:
+    """Whether a constructor's parameter is annotated exactly `Reward`."""
+    from diffalign.reward import Reward
+
+    return parameter.annotation is Reward or parameter.annotation == "Reward"
 
 
 def reward_maker(name: str) -> Callable[..., Any]:

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from diffalign.compose import Composite, composed
 from diffalign.credit import groups
 from diffalign.errors import DiffalignError
 from diffalign.metrics import Metrics, describe
 from diffalign.policy import Policy
-from diffalign.reward import AnyReward, score
 from diffalign.seeds import derive, generator
 from diffalign.steps import Gaussian, StepRule
 from diffalign.trajectory import Trajectory
@@ -61,14 +61,14 @@ class Batching:
 
 @dataclass
 class Run:
-    """The policy, the reward and the numbers of a run.
+    """The policy, the reward and the numbers of a run; a single reward is taken as a composite of one.
 
     The trainer sets `round`, and `update`: how many optimizer steps this round has seen.
     """
 
     policy: Policy
     rule: StepRule
-    reward: AnyReward
+    reward: Composite
     prompts: Sequence[str]
     batching: Batching
     seed: int = 0
@@ -79,6 +79,9 @@ class Run:
     update: int = 0
     reward_calls: int = 0
     reward_row: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reward = composed(self.reward)
 
     @property
     def fresh(self) -> bool:
@@ -128,27 +131,52 @@ class Run:
                 version=self.round,
                 advance=lambda n: self.advance("sampling", n),
             )
-        batch.rewards = self.score(batch.final, batch.prompts)
+        batch.rewards = self.score(batch.final, batch.prompts, batch.group)
         self._record(batch)
         return batch
 
-    @torch.no_grad()
-    def score(self, latents: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The reward "total" and its parts of latents (B, ...), (B,) each, on the CPU."""
-        pieces: list[dict[str, Tensor]] = []
+    def score(self, latents: Tensor, prompts: Sequence[str], group: Tensor) -> dict[str, Tensor]:
+        """The trained "total" of latents (B, ...), and every reward and its parts, (B,) each, on the CPU.
+
+        group (B,) names the prompt each belongs to; all of a prompt's latents must be there.
+        """
         with self.metrics.timed("score"):
-            for rows in chunks(len(prompts), self.batching.sample_batch):
-                images = self.policy.decode(latents[rows.to(latents.device)])
-                scores = score(self.reward, images, [prompts[r] for r in rows.tolist()])
-                pieces.append({"total": scores.value} | dict(scores.parts))
-                self.reward_calls += len(rows)
-        return {name: torch.cat([piece[name].float().cpu() for piece in pieces]) for name in pieces[0]}
+            parts = self.measure(latents, prompts, group)
+        return {"total": self.reward.combine(parts, prompts, group)} | parts
+
+    @torch.no_grad()
+    def measure(self, latents: Tensor, prompts: Sequence[str], group: Tensor) -> dict[str, Tensor]:
+        """Every reward's own scores (B,) of latents (B, ...), before they are combined, on the CPU."""
+        self.reward.prepare(prompts)
+        pieces, order = [], []
+        for rows in self._portions(group):
+            images = self.decode(latents[rows.to(latents.device)])
+            found = self.reward.measure(images, [prompts[r] for r in rows.tolist()], group[rows])
+            pieces.append({name: values.cpu() for name, values in found.items()})
+            order.append(rows)
+            self.reward_calls += len(rows) * len(self.reward.rewards)
+        back = torch.cat(order).argsort()
+        return {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
+
+    def _portions(self, group: Tensor) -> Iterator[Tensor]:
+        """Rows that are scored together: `sample_batch`, or a prompt's where a reward compares them."""
+        return groups(group) if self.reward.compares else chunks(len(group), self.batching.sample_batch)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of latents (B, ...), `sample_batch` at a time."""
+        rows = chunks(len(latents), self.batching.sample_batch)
+        pieces = [self.policy.decode(latents[some.to(latents.device)]) for some in rows]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _record(self, batch: Trajectory) -> None:
-        gathered = {name: self.gather(values) for name, values in batch.rewards.items()}
-        self.reward_row = {}
+        """The round's rewards over all processes; the total as it is before normalising within prompts."""
+        shown = batch.rewards | {"total": self.reward.combine(batch.rewards, batch.prompts)}
+        gathered = {name: self.gather(values) for name, values in shown.items()}
+        self.reward_row = self.reward.combiner.row()
         for name, values in gathered.items():
             self.reward_row |= describe(f"reward/{name}", values)
+        self.reward.observe({name: float(values.double().mean()) for name, values in gathered.items()})
         self.metrics.add("kl", self.kl(batch))
 
     def gather(self, values: Tensor) -> Tensor:

@@ -109,6 +109,16 @@ class RunFolder:
         path = self.path / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
+    def write_calibration(self, found: Mapping[str, Any]) -> None:
+        """calibration.json: what the untuned model scores."""
+        with _writing(self.path):
+            _write(self.path / "calibration.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+    def calibration(self) -> dict[str, Any]:
+        """calibration.json, or an empty dict where nothing was measured yet."""
+        path = self.path / "calibration.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
     def prompts(self) -> list[str]:
         """The held-out prompts in the order of the saved samples."""
         path = self.samples / "prompts.json"

@@ -17,6 +17,7 @@ from diffalign import checkpoint
 from diffalign.algorithms import Algorithm
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator, Sheet
+from diffalign.measure import close
 from diffalign.metrics import peak_memory_mb
 from diffalign.optimize import Optimizer
 from diffalign.run import Run
@@ -65,7 +66,7 @@ class Trainer:
     identity: dict[str, Any] = field(default_factory=dict)
     listen: Listener = lambda row: None
     stopped: str | None = field(default=None, init=False)
-    best: tuple[float, int] | None = field(default=None, init=False)
+    best: tuple[dict[str, torch.Tensor], int] | None = field(default=None, init=False)
     seconds: float = field(default=0.0, init=False)
     latest: Sheet | None = field(default=None, init=False)
 
@@ -83,6 +84,11 @@ class Trainer:
                 if interrupted():
                     raise KeyboardInterrupt
         return self._finish()
+
+    def close(self) -> None:
+        """Let go of rewards that run elsewhere."""
+        close(self.run.reward.rewards)
+        close(self.evaluator.rewards)
 
     def one_round(self) -> dict[str, Any]:
         """Collect, then one optimizer step for every minibatch; the round's metrics."""
@@ -138,8 +144,10 @@ class Trainer:
         with self.optimizer.averaged():
             sheet = self.latest = self.evaluator.sheet()
             row = self.evaluator.compare(sheet)
-            if self.schedule.keep_best and (self.best is None or row["heldout/total/mean"] > self.best[0]):
-                self.best = (row["heldout/total/mean"], self.run.round)
+            if self.schedule.keep_best and (
+                self.best is None or self.evaluator.better(sheet.scores, self.best[0])
+            ):
+                self.best = (dict(sheet.scores), self.run.round)
                 self._on_main(lambda: self.run.policy.save(self.folder.path / "lora-best"))
         self._show(f"round-{self.run.round:04d}", sheet)
         return row
@@ -149,9 +157,9 @@ class Trainer:
         reason, plan = None, self.schedule
         if plan.max_kl is not None and row["kl"] > plan.max_kl:
             reason = f"KL to the reference {row['kl']:.3g} nats is above max_kl = {plan.max_kl}"
-        for label in self.evaluator.rewards:
+        for label in self.evaluator.rewards:  # a reward of a whole set has no gain, and so no limit
             drop = -row.get(f"heldout/{label}/gain_sd", 0.0)
-            if plan.max_heldout_drop is not None and label != "total" and drop > plan.max_heldout_drop:
+            if plan.max_heldout_drop is not None and drop > plan.max_heldout_drop:
                 limit = f"max_heldout_drop = {plan.max_heldout_drop}"
                 reason = f"held-out {label} fell by {drop:.2f} sd, more than {limit}"
         if plan.minutes is not None and self.seconds > 60 * plan.minutes:
@@ -201,6 +209,7 @@ class Trainer:
             "policy": self.run.policy.adapter_state(),
             "optimizer": self.optimizer.state_dict(),
             "algorithm": saved,
+            "combiner": self.run.reward.combiner.state_dict(),
             "seconds": self.seconds,
             "calls": [self.run.policy.denoiser_calls, self.run.reward_calls],
             "best": self.best,
@@ -218,8 +227,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["algorithm"]:
             self.algorithm.load_state_dict(state["algorithm"])  # type: ignore[attr-defined]
+        self.run.reward.combiner.load_state_dict(state["combiner"])
         self.run.policy.denoiser_calls, self.run.reward_calls = state["calls"]
-        self.best = tuple(state["best"]) if state["best"] else None
+        self.best = state["best"]
         self._on_main(lambda: self.folder.cut(self.run.round))
 
     def _same(self, identity: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ TINY = [
     "steps=2", "rule.quiet_last=1",
     "rounds=2", "prompts_per_round=2", "images_per_prompt=2", "updates_per_round=1", "sample_batch=4",
     "micro_batch=8", "heldout_limit=2", "eval_every=1", "checkpoint_every=1", "trackers=[]", "diversity=null",
-    "reward=jpeg_compressibility", "heldout_reward=jpeg_incompressibility", "prompts=p.txt", "heldout_prompts=h.txt",
+    "reward=jpeg_compressibility", "eval_rewards=jpeg_incompressibility", "prompts=p.txt", "heldout_prompts=h.txt",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ model: emoji
 steps: 10
 algorithm: d3po
 reward: jpeg_compressibility
-heldout_reward: {plain: {name: jpeg_incompressibility}}
+eval_rewards: {detail: {name: jpeg_incompressibility}}
 prompts: animals
 heldout_prompts: animals-heldout
 rounds: 3
@@ -41,24 +41,20 @@ def problems(source: str, *overrides: str) -> str:
 def test_short_forms_and_defaults(write):
     loaded = config.load(write(GOOD))
     assert (loaded.algorithm.name, loaded.algorithm.arguments) == ("d3po", {})
-    assert loaded.reward["jpeg_compressibility"].weight == 1.0
+    assert loaded.rewards["jpeg_compressibility"].weight == 1.0
+    assert (loaded.combine.name, loaded.normalize, loaded.calibrate) == ("sum", "none", False)
     assert loaded.lr == 2e-3
     assert loaded.lora is not None
     assert loaded.lora.rank == 16
-    weighted = config.load(write(GOOD), ["reward={jpeg_compressibility: 2, other: jpeg_compressibility}"])
-    assert [(s.name, s.weight) for s in weighted.reward.values()] == [
-        ("jpeg_compressibility", 2.0),
-        ("jpeg_compressibility", 1.0),
-    ]
 
 
 def test_overrides_reach_below_short_forms_and_replace_whole_values(write):
     path = write(GOOD)
-    loaded = config.load(path, ["algorithm.beta=0.5", "lora.rank=4", "reward.jpeg_compressibility.weight=2"])
+    loaded = config.load(path, ["algorithm.beta=0.5", "lora.rank=4", "rewards.jpeg_compressibility.weight=2"])
     assert loaded.algorithm.arguments == {"beta": 0.5}
     assert loaded.lora is not None
     assert loaded.lora.rank == 4
-    assert loaded.reward["jpeg_compressibility"].weight == 2
+    assert loaded.rewards["jpeg_compressibility"].weight == 2
     assert config.load(path, ["lora=null"]).lora is None
     assert config.load(path, ["algorithm.beta=0.5", "algorithm=ddpo"]).algorithm.arguments == {}
 
@@ -101,8 +97,6 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_match(write):
         ("rule={name: ddim, etta: 1}", "Did you mean 'eta'?"),
         ("images_per_prompt=1", "is 1, but d3po compares pictures of one prompt; make it 2 or more"),
         ("algorithm={beta: 1}", "algorithm.name"),
-        ("reward={}", "reward"),
-        ("heldout_reward=jpeg_compressibility", "only rewards that are trained on"),
         (
             "updates_per_round=3",
             "prompts_per_round = 4 does not divide into updates_per_round = 3 x 1 process(es)",
@@ -146,6 +140,191 @@ def test_identity_leaves_out_what_moves_no_weights(write):
     one, other = (config.load(write(GOOD), [o]) for o in ("out=here", "out=there"))
     assert one.identity() == other.identity()
     assert one.identity() != config.load(write(GOOD), ["lr=1e-4"]).identity()
+
+
+# -- rewards ----------------------------------------------------------------------------------
+
+TWO = GOOD.replace(
+    "reward: jpeg_compressibility\n",
+    "rewards:\n  - jpeg_compressibility\n  - {name: emoji_clip, score: style, label: style, weight: 2}\n",
+)
+
+
+def of(loaded: config.RunConfig) -> dict[str, tuple]:
+    return {label: (s.name, s.weight, s.arguments) for label, s in loaded.rewards.items()}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("jpeg_compressibility", {"jpeg_compressibility": ("jpeg_compressibility", 1, {})}),
+        ("{name: emoji_clip, score: style}", {"emoji_clip": ("emoji_clip", 1, {"score": "style"})}),
+        ("[jpeg_compressibility, {name: emoji_clip, weight: 3}]",
+         {"jpeg_compressibility": ("jpeg_compressibility", 1, {}), "emoji_clip": ("emoji_clip", 3, {})}),
+        ("{emoji_clip: 3, plain: jpeg_compressibility}",
+         {"emoji_clip": ("emoji_clip", 3, {}), "plain": ("jpeg_compressibility", 1, {})}),
+        ("{style: {name: emoji_clip, score: style}, emoji_clip: }",
+         {"style": ("emoji_clip", 1, {"score": "style"}), "emoji_clip": ("emoji_clip", 1, {})}),
+    ],
+)  # fmt: skip
+def test_every_form_of_rewards_means_labels_with_specs(write, written, expected):
+    text = GOOD.replace("reward: jpeg_compressibility", f"rewards: {written}")
+    assert of(config.load(write(text))) == expected
+    assert of(config.load(write(GOOD), [f"rewards={written}"])) == expected
+
+
+def test_overrides_name_rewards_by_label_and_one_reward_by_reward(write):
+    loaded = config.load(write(TWO), ["rewards.style.weight=0.5", "rewards.style.score=match"])
+    assert of(loaded)["style"] == ("emoji_clip", 0.5, {"score": "match"})
+    one = config.load(write(TWO), ["reward=emoji_clip", "reward.score=style", "reward.weight=4"])
+    assert of(one) == {"emoji_clip": ("emoji_clip", 4, {"score": "style"})}
+
+
+def test_resolved_rewards_load_as_themselves(write):
+    loaded = config.load(write(TWO), ["combine={name: log_sigmoid, pictures: 4}", "calibrate=true"])
+    assert config.validate(loaded.resolved()) == loaded
+
+
+def test_problems_of_rewards_say_where_they_were_written(write):
+    text = TWO.replace("score: style", "scoer: style")
+    assert "rewards.style.scoer (" in problems(write(text))
+    assert "my.yaml:6): is not a known key. Did you mean 'score'?" in problems(write(text))
+    short = GOOD.replace("reward: jpeg_compressibility", "reward: jpeg_compressibilty")
+    assert "rewards.jpeg_compressibilty.name (" in problems(write(short))
+    assert "my.yaml:4): unknown reward" in problems(write(short))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rewards={}"], "rewards"),
+        (["rewards=[emoji_clip, emoji_clip]"], "two rewards labelled 'emoji_clip'; give one of them another `label`"),
+        (["rewards=[3]"], "holds 3; each item of the list is a name"),
+        (["rewards=3"], "is 3; write a name"),
+        (["rewards={total: emoji_clip}"], "not 'total', the name of the combined reward"),
+        (["rewards={a.b: emoji_clip}"], "the label 'a.b'; a label is letters"),
+        (["rewards={a: {weight: 2}}"], "unknown reward 'a'"),
+        (["reward={a: {name: emoji_clip}}"], "it is one reward, a name or {name: ..., arguments}"),
+        (["rewards=[emoji_clip, jpeg_compressibility]", "reward.score=style"], "write rewards.LABEL.score"),
+        (["eval_rewards=jpeg_compressibility"], "is trained on as 'jpeg_compressibility'"),
+        (["reward=emoji_clip", "eval_rewards={m: {name: emoji_clip, score: match}}"], "is trained on as 'emoji_clip'"),
+        (["eval_rewards={jpeg_compressibility: {name: emoji_clip}}"], "is also a label of `rewards`"),
+        (["reward={url: 'http://127.0.0.1:1', python: /usr/bin/python3}"], "a reward runs in one place"),
+        (["rewards=[{url: 'http://127.0.0.1:1', tokn: x}]"], "Did you mean 'token'?"),
+        (["reward={python: /usr/bin/python3}"], "it is one reward"),
+        (["combine=mni"], "Did you mean 'min'?"),
+        (["combine={name: mean_minus_std, penalti: 1}"], "Did you mean 'penalty'?"),
+        (["combine=lagrangian"], "combine.constraints (the command line, combine=lagrangian): is missing"),
+        (["combine={name: log_sigmoid, pictures: 1}"], "be 2 or more"),
+        (["normalize=both"], "'none', 'before' or 'after'"),
+        (["normalize=before", "images_per_prompt=1", "algorithm=ddpo"], "`normalize` compares pictures"),
+        (["calibration_pictures=1"], "greater than or equal to 2"),
+    ],
+)  # fmt: skip
+def test_bad_rewards_say_what_came_and_what_is_allowed(write, overrides, expected):
+    assert expected in problems(write(GOOD), *overrides)
+
+
+@pytest.mark.parametrize("name", ["min", "median", "mean", "mean_minus_variance", "mean_minus_std"])
+def test_ensembles_of_unlike_rewards_need_one_scale(write, name):
+    plain = ["rewards.style.weight=1", f"combine={name}"]
+    message = problems(write(TWO), *plain)
+    assert "compares the scores of jpeg_compressibility, style, which are on different scales" in message
+    assert "`calibrate: true`" in message
+    for cure in ("calibrate=true", "normalize=before"):
+        assert config.load(write(TWO), [*plain, cure]).combine.name == name
+    same = "rewards={a: {name: emoji_clip}, b: {name: emoji_clip, score: style}}"
+    assert config.load(write(TWO), [same, f"combine={name}"]).combine.name == name
+
+
+@pytest.mark.parametrize(
+    ("combine", "more", "expected"),
+    [
+        ("min", ["calibrate=true"], "does not read weights; take the weight of style"),
+        ("mean_minus_std", ["reward=emoji_clip"], "needs 2 rewards or more, and `rewards` has 1"),
+        ("{name: lagrangian, constraints: [nothing >= 1]}", [], "names 'nothing', which is not in `rewards`"),
+        ("{name: lagrangian, constraints: [style >= 1]}", [], "take its weight out"),
+        ("{name: lagrangian, constraints: [style > 1]}", [], "'style > 1' is not a constraint"),
+        ("{name: lagrangian, constraints: [emoji_clip >= 1]}", ["reward=emoji_clip"], "leaves no reward to maximise"),
+        ("{name: lagrangian, constraints: []}", [], "constraints is empty"),
+        ("{name: lagrangian, constraints: [style >= 0, style>=0.0]}", ["rewards.style.weight=1"], "constraint twice"),
+        ("{name: lagrangian, constraints: [style >= 0]}",
+         ["rewards.style.weight=1", "normalize=before"], "`normalize: before` takes away"),
+        ("log_sigmoid", ["normalize=before"], "`normalize: before` takes away"),
+    ],
+)  # fmt: skip
+def test_what_a_combiner_cannot_use_is_refused(write, combine, more, expected):
+    assert expected in problems(write(TWO), f"combine={combine}", *more)
+
+
+def test_reward_and_rewards_together_are_refused(write):
+    assert "are both written. Keep one." in problems(write(GOOD + "rewards: [emoji_clip]\n"))
+
+
+def test_where_a_reward_runs_may_change_when_a_run_goes_on(write):
+    one, other = (
+        config.load(write(GOOD), [f"rewards=[{{url: 'http://127.0.0.1:{port}', label: far}}]"])
+        for port in (1, 2)
+    )
+    assert one.identity() == other.identity()
+    assert one.rewards["far"].url != other.rewards["far"].url
+
+
+OWN = """
+from __future__ import annotations
+from diffalign.reward import Reward
+
+class Lift:
+    def __init__(self, reward: Reward, how: str = "mean"):
+        self.reward = reward
+    def __call__(self, images, prompts, **metadata):
+        return self.reward(images, prompts) + 1
+
+class Whole:
+    def score_set(self, images, prompts, **metadata):
+        return images.mean()
+
+class Rank:
+    def score_group(self, images, prompt, **metadata):
+        return images.mean((1, 2, 3)).argsort().argsort().float()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    return "own.py"
+
+
+def test_a_reward_may_take_a_reward(own, write):
+    lift = "reward={name: 'own.py:Lift', reward: {name: 'own.py:Lift', reward: {name: emoji_clip, score: style}}}"
+    assert list(config.load(write(GOOD), [lift]).rewards) == ["Lift"]
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        ("emoji_clp", "rewards.Lift.reward.name (the command line"),
+        ("emoji_clp", "Did you mean 'emoji_clip'?"),
+        ("{name: emoji_clip, scoer: style}", "rewards.Lift.reward.scoer"),
+        ("{name: emoji_clip, score: stile}", "'match' or 'style'"),
+        ("{name: 'own.py:Lift', reward: emoji_clp, hwo: max}", "rewards.Lift.reward.reward.name"),
+        ("{name: 'own.py:Lift', reward: emoji_clp, hwo: max}", "Did you mean 'how'?"),
+        ("3", "is a reward: write its name, or {name: ..., arguments}; got 3"),
+        ("'own.py:Whole'", "gives one number to a whole set"),
+        ("'own.py:Rank'", "compares all pictures of a prompt"),
+    ],
+)
+def test_all_problems_of_nested_rewards_are_named(own, write, inner, expected):
+    assert expected in problems(write(GOOD), f"reward={{name: 'own.py:Lift', reward: {inner}}}")
+
+
+def test_set_rewards_only_judge_and_group_rewards_may_train(own, write):
+    message = problems(write(GOOD), "reward='own.py:Whole'")
+    assert "gives one number to a whole set of pictures, so no picture learns from it" in message
+    assert "put it under `eval_rewards`" in message
+    assert config.load(write(GOOD), ["eval_rewards='own.py:Whole'", "reward='own.py:Rank'"])
 
 
 @pytest.mark.parametrize("name", sorted(configs()))

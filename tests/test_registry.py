@@ -11,6 +11,8 @@ from diffalign.errors import DiffalignError
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
+from diffalign.combine import Combiner
+from diffalign.reward import Reward
 
 @dataclass
 class Mine:
@@ -27,6 +29,16 @@ class Half:
 
 def brightness(images, prompts, power: float = 1.0, **metadata):
     return images.flatten(1).mean(1) ** power
+
+class Twice:
+    def __init__(self, reward: Reward):
+        self.reward = reward
+    def __call__(self, images, prompts, **metadata):
+        return 2 * self.reward(images, prompts)
+
+class First(Combiner):
+    def __call__(self, members):
+        return members.stacked[0]
 
 number = 3
 """
@@ -59,12 +71,29 @@ def test_reward_class_and_function_take_arguments(mine):
     assert list(registry.parameters(registry.reward_maker(f"{mine}:brightness"))) == ["power"]
 
 
+def test_a_reward_inside_a_reward_is_made_first(mine):
+    images = torch.full((2, 3, 4, 4), 0.25)
+    half = {"name": f"{mine}:Half", "scale": 2.0}
+    assert registry.reward(f"{mine}:Twice", reward=half)(images, ["", ""]).tolist() == [1.0, 1.0]
+    assert registry.reward(f"{mine}:Twice", reward=f"{mine}:Half")(images, ["", ""]).tolist() == [0.25, 0.25]
+    deep = {"name": f"{mine}:Twice", "reward": half}
+    assert registry.reward(f"{mine}:Twice", reward=deep)(images, ["", ""]).tolist() == [2.0, 2.0]
+
+
+def test_combiners_resolve_by_name_or_from_ones_own_file(mine):
+    assert {"sum", "min", "lagrangian"} <= set(registry.combiners())
+    assert registry.combiner("mean_minus_std")(penalty=2.0).penalty == 2.0
+    assert registry.combiner(f"{mine}:First").__name__ == "First"
+
+
 @pytest.mark.parametrize(
     ("find", "name", "expected"),
     [
         (registry.algorithm, "ddpoo", "Did you mean 'ddpo'?"),
         (registry.reward, "nope", "unknown reward 'nope'"),
         (registry.rule, "ddmi", "Did you mean 'ddim'?"),
+        (registry.combiner, "meen", "Did you mean 'mean'?"),
+        (registry.combiner, "mine_here.py:Half", "is not a combiner"),
         (registry.algorithm, "mine_here.py:Mnie", "Did you mean 'Mine'?"),
         (registry.algorithm, "mine_here.py:Half", "is not an algorithm"),
         (registry.reward, "mine_here.py:number", "not 3"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffalign.errors import RunError
-from diffalign.reward import Scores, WeightedSum, capability, score
+from diffalign.reward import kind, score
 
 IMAGES, PROMPTS = torch.rand(3, 3, 4, 4), ["a", "b", "c"]
 
@@ -28,14 +28,16 @@ def test_nan_names_the_reward_and_the_prompt():
         score(lambda i, p: torch.tensor([0.0, float("nan"), 0.0]), IMAGES, PROMPTS, "mine")
 
 
-def test_weighted_sum_keeps_its_parts():
-    both = WeightedSum(
-        {"m": (mean, 2.0), "s": (lambda i, p: Scores(mean(i, p), {"x": mean(i, p) + 1}), -1.0)}
-    )
-    scores = score(both, IMAGES, PROMPTS)
-    torch.testing.assert_close(scores.value, mean(IMAGES, PROMPTS))
-    assert set(scores.parts) == {"m", "s", "s.x"}
+def test_the_kind_of_a_reward_is_known_from_it_and_from_its_class():
+    class Group:
+        def score_group(self, images, prompt): ...
 
+    class Set:
+        def score_set(self, images, prompts): ...
 
-def test_a_sum_is_differentiable_if_all_are():
-    assert not capability(WeightedSum({"m": (mean, 1.0)}), "differentiable")
+    class Both(Set):
+        def __call__(self, images, prompts): ...
+
+    for family, expected in ((Group, "group"), (Set, "set"), (Both, "picture")):
+        assert kind(family) == kind(family()) == expected
+    assert kind(mean) == "picture"

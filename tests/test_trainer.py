@@ -44,7 +44,7 @@ def make(path: Path, identity: dict | None = None, lr: float = 0.05, **schedule)
     optimizer = Optimizer(
         policy.trainable(), OptimizerSettings(lr=lr, updates=8, ema_decay=0.5), run.accelerator
     )
-    evaluator = Evaluator(run, ["x", "y", "z"], {"total": total, "spread": spread})
+    evaluator = Evaluator(run, ["x", "y", "z"], {"spread": spread})
     plan = Schedule(**{"rounds": 6, "eval_every": 2, "checkpoint_every": 2, **schedule})
     folder = RunFolder(path) if (path / "config.yaml").exists() else RunFolder.create(path, {})
     algorithm = DDPO(advantage="batch", min_count=2)
