@@ -60,6 +60,11 @@ class Batcher:
         self._jobs.put(job)
         return job.result
 
+    @property
+    def queued(self) -> int:
+        """How many jobs nobody has begun with."""
+        return self._jobs.qsize()
+
     def _work(self) -> None:
         while True:
             jobs = [job for job in self._gather() if job.result.set_running_or_notify_cancel()]

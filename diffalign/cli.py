@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diffalign import __version__
+from diffalign import __version__, cli_reward
 from diffalign.errors import DiffalignError, unknown
 from diffalign.ranks import is_main
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_reward.app, name="reward")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value pairs, such as lr=1e-4 algorithm.beta=0.5")

@@ -112,7 +112,9 @@ class Exchange:
         )
 
 
-def opened(url: str, token: str | None, timeout: float, check: Callable[[], None] = lambda: None) -> Exchange:
+def opened(
+    url: str, token: str | None, timeout: float, patience: Patience, check: Callable[[], None]
+) -> Exchange:
     """An exchange with a URL; the token is read from the environment where none is given.
 
     Proxies of the environment are not used for this machine's own addresses.
@@ -126,9 +128,10 @@ def opened(url: str, token: str | None, timeout: float, check: Callable[[], None
         timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
         headers={"Authorization": f"Bearer {token}"} if token else {},
         trust_env=not loopback(parts.hostname),
+        verify=parts.scheme == "https",  # reading certificates takes a while
         limits=httpx2.Limits(keepalive_expiry=30.0),
     )
-    return Exchange(url, client, timeout, check=check)
+    return Exchange(url, client, timeout, patience, check)
 
 
 def shortened(body: bytes, length: int = 200) -> str:

@@ -58,13 +58,18 @@ class Remote:
 
 
 def connect(
-    url: str, *, token: str | None = None, timeout: float = 60.0, check: Callable[[], None] = lambda: None
+    url: str,
+    *,
+    token: str | None = None,
+    timeout: float = 60.0,
+    tries: int = 8,
+    check: Callable[[], None] = lambda: None,
 ) -> Remote:
     """The reward at a URL; the token is read from DIFFALIGN_REWARD_TOKEN where none is given.
 
-    timeout: seconds a request may take. check: see Exchange.
+    timeout: seconds a request may take. tries: how often it is sent, with growing pauses. check: see Exchange.
     """
-    over = exchange.opened(url, token, timeout, check)
+    over = exchange.opened(url, token, timeout, exchange.Patience(tries), check)
     try:
         return Remote(over)
     except DiffalignError:

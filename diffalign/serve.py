@@ -53,8 +53,9 @@ class Server:
 
     async def health(self) -> dict[str, Any]:
         """That the server is up, and how much it has done; needs no token."""
-        done = {"batches": self.batcher.batches, "scored": self.batcher.scored}
-        return {"status": "ok", "under_way": self.under_way, **done}
+        work = self.batcher
+        counts = {"queued": work.queued, "batches": work.batches, "scored": work.scored}
+        return {"status": "ok", "under_way": self.under_way, **counts}
 
     async def show(self) -> wire.Card:
         """What is served."""
@@ -112,7 +113,7 @@ class Server:
             asked = wire.Request.model_validate_json(body)
             images = wire.decode(asked, self.card.limits)
         except (ValueError, DiffalignError) as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, str(error)[:1000]) from error
         if asked.video and not self.card.capabilities["video"]:
             raise HTTPException(422, f"{self.card.name} scores pictures, not video.")
         return Job(images, [item.prompt for item in asked.items])
@@ -151,13 +152,20 @@ def serve(server: Server, bound: socket.socket, ready: Callable[[], None] = lamb
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def make(name: str, arguments: Mapping[str, Any], limits: wire.Limits | None = None, **more: Any) -> Server:
-    """A server of the reward `name`; `more` are fields of Server, and `wait` and `device` of its batcher."""
+def make(
+    name: str,
+    arguments: Mapping[str, Any],
+    limits: wire.Limits | None = None,
+    *,
+    wait: float = 0.005,
+    device: str | None = None,
+    **more: Any,
+) -> Server:
+    """A server of the reward `name` on a device; wait: see Batcher, and `more` are fields of Server."""
     limits = limits or wire.Limits()
     reward = registry.reward(name, **arguments)
     refuse_sets(name, reward)
-    options = {key: more.pop(key) for key in ("wait", "device") if key in more}
-    batcher = Batcher(reward, name, limits.items, **{"device": device(), **options})
+    batcher = Batcher(reward, name, limits.items, wait, device or default_device())
     return Server(card(name, arguments, reward, limits), batcher, **more)
 
 
@@ -182,7 +190,7 @@ def refuse_sets(name: str, reward: AnyReward) -> None:
         )
 
 
-def device() -> torch.device:
+def default_device() -> torch.device:
     """This process's GPU, or the CPU; torch.accelerator is younger than what other environments may hold."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
