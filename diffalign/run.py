@@ -18,11 +18,15 @@ from diffalign.compose import Composite, composed
 from diffalign.credit import groups
 from diffalign.errors import DiffalignError
 from diffalign.metrics import Metrics, describe
+from diffalign.overlap import Ahead, apart
 from diffalign.policy import Policy
 from diffalign.seeds import derive, generator
 from diffalign.steps import Gaussian, StepRule
 from diffalign.trajectory import Trajectory
 from diffalign.walk import chunks, rescore, rollout
+
+Piece = tuple[Tensor, dict[str, Tensor]]
+"""Rows (B,) and their scores by name, (B,) each."""
 
 KL_SAMPLES = 4
 """Samples a process spends on the exact KL of a round (each costs two trajectories' denoiser calls)."""
@@ -117,46 +121,70 @@ class Run:
         members = [
             (g, k, prompt) for g, prompt in self.draw() for k in range(self.batching.images_per_prompt)
         ]
-        with self.metrics.timed("sample"):
-            batch = rollout(
-                self.policy,
-                self.rule,
-                [prompt for *_, prompt in members],
-                [derive(self.seed, "steps", self.round, g, k) for g, k, _ in members],
-                noise_seeds=[
-                    derive(self.seed, "noise", self.round, g, 0 if share_noise else k) for g, k, _ in members
-                ],
-                group=[g for g, *_ in members],
-                batch=self.batching.sample_batch,
-                version=self.round,
-                advance=lambda n: self.advance("sampling", n),
-            )
-        batch.rewards = self.score(batch.final, batch.prompts, batch.group)
+        prompts, group = [prompt for *_, prompt in members], torch.tensor([g for g, *_ in members])
+        with Ahead[Piece]() as ahead:
+            with self.metrics.timed("sample"):
+                batch = rollout(
+                    self.policy,
+                    self.rule,
+                    prompts,
+                    [derive(self.seed, "steps", self.round, g, k) for g, k, _ in members],
+                    noise_seeds=[
+                        derive(self.seed, "noise", self.round, g, 0 if share_noise else k)
+                        for g, k, _ in members
+                    ],
+                    group=group.tolist(),
+                    batch=self.batching.sample_batch,
+                    version=self.round,
+                    advance=lambda n: self.advance("sampling", n),
+                    finished=self._meanwhile(ahead, prompts, group),
+                )
+            with self.metrics.timed("score"):
+                early = ahead.results()
+                parts = self._joined(early) if early else self.measure(batch.final, prompts, group)
+        batch.rewards = {"total": self.reward.combine(parts, prompts, group)} | parts
         self._record(batch)
         return batch
 
-    def score(self, latents: Tensor, prompts: Sequence[str], group: Tensor) -> dict[str, Tensor]:
-        """The trained "total" of latents (B, ...), and every reward and its parts, (B,) each, on the CPU.
+    @torch.no_grad()
+    def measure(self, latents: Tensor, prompts: Sequence[str], group: Tensor) -> dict[str, Tensor]:
+        """Every reward's own scores (B,) of latents (B, ...), before they are combined, on the CPU.
 
         group (B,) names the prompt each belongs to; all of a prompt's latents must be there.
         """
-        with self.metrics.timed("score"):
-            parts = self.measure(latents, prompts, group)
-        return {"total": self.reward.combine(parts, prompts, group)} | parts
+        self.reward.prepare(prompts)
+        return self._joined(
+            [
+                self._piece(rows, self.decode(latents[rows.to(latents.device)]), prompts, group)
+                for rows in self._portions(group)
+            ]
+        )
+
+    def _meanwhile(
+        self, ahead: Ahead[Piece], prompts: Sequence[str], group: Tensor
+    ) -> Callable[[Tensor, Tensor], None]:
+        """What to do with sampled batches: score them while sampling goes on, or nothing yet."""
+        if self.reward.compares or not apart(self.reward.rewards.values(), self.policy.device):
+            return lambda rows, latents: None
+
+        def score(rows: Tensor, latents: Tensor) -> None:
+            images = self.decode(latents).cpu()
+            ahead.call(lambda: self._piece(rows, images, prompts, group))
+
+        self.reward.prepare(prompts)
+        return score
 
     @torch.no_grad()
-    def measure(self, latents: Tensor, prompts: Sequence[str], group: Tensor) -> dict[str, Tensor]:
-        """Every reward's own scores (B,) of latents (B, ...), before they are combined, on the CPU."""
-        self.reward.prepare(prompts)
-        pieces, order = [], []
-        for rows in self._portions(group):
-            images = self.decode(latents[rows.to(latents.device)])
-            found = self.reward.measure(images, [prompts[r] for r in rows.tolist()], group[rows])
-            pieces.append({name: values.cpu() for name, values in found.items()})
-            order.append(rows)
-            self.reward_calls += len(rows) * len(self.reward.rewards)
-        back = torch.cat(order).argsort()
-        return {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
+    def _piece(self, rows: Tensor, images: Tensor, prompts: Sequence[str], group: Tensor) -> Piece:
+        """Scores of some rows' pictures, with the rows."""
+        found = self.reward.measure(images, [prompts[r] for r in rows.tolist()], group[rows])
+        return rows, {name: values.cpu() for name, values in found.items()}
+
+    def _joined(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """Scores in the order of the rows."""
+        back = torch.cat([rows for rows, _ in pieces]).argsort()
+        self.reward_calls += len(back) * len(self.reward.rewards)
+        return {name: torch.cat([found[name] for _, found in pieces])[back] for name in pieces[0][1]}
 
     def _portions(self, group: Tensor) -> Iterator[Tensor]:
         """Rows that are scored together: `sample_batch`, or a prompt's where a reward compares them."""

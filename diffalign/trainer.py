@@ -15,7 +15,7 @@ import torch
 
 from diffalign import checkpoint
 from diffalign.algorithms import Algorithm
-from diffalign.errors import DiffalignError
+from diffalign.errors import DiffalignError, RunError
 from diffalign.evaluate import Evaluator, Sheet
 from diffalign.measure import close
 from diffalign.metrics import peak_memory_mb
@@ -69,6 +69,7 @@ class Trainer:
     best: tuple[dict[str, torch.Tensor], int] | None = field(default=None, init=False)
     seconds: float = field(default=0.0, init=False)
     latest: Sheet | None = field(default=None, init=False)
+    pending: dict[str, Any] | None = field(default=None, init=False)
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """All rounds from the start, or from the last checkpoint; the summary."""
@@ -77,6 +78,9 @@ class Trainer:
             self._resume()
         start = time.monotonic() - self.seconds
         with interruptible() as interrupted:
+            if unfinished := self.pending:
+                self.pending = None
+                self._finish_round(unfinished, force=False)
             while self.run.round < self.schedule.rounds and not self.stopped:
                 row = self.one_round()
                 self.seconds = time.monotonic() - start
@@ -94,7 +98,8 @@ class Trainer:
         """Collect, then one optimizer step for every minibatch; the round's metrics."""
         run, calls, scored = self.run, self.run.policy.denoiser_calls, self.run.reward_calls
         run.update, self.latest = 0, None
-        batch = self.algorithm.collect(run)
+        with self._rescuing():
+            batch = self.algorithm.collect(run)
         with run.metrics.timed("update"):
             for minibatch in self.algorithm.minibatches(run, batch):
                 self._update(minibatch)
@@ -133,7 +138,8 @@ class Trainer:
         run.round += 1
         last = run.round >= plan.rounds
         if run.round % plan.eval_every == 0 or last:
-            row |= self._evaluate()
+            with self._rescuing(row):
+                row |= self._evaluate()
         self._apply_limits(row)
         self.folder.log(row)
         self.listen(row)
@@ -213,16 +219,36 @@ class Trainer:
             "seconds": self.seconds,
             "calls": [self.run.policy.denoiser_calls, self.run.reward_calls],
             "best": self.best,
+            "pending": self.pending,
         }
 
     def _save(self) -> None:
+        self._on_main(self._write)
+
+    def _write(self) -> None:
         path = self.folder.checkpoints / f"round-{self.run.round:04d}"
-        self._on_main(lambda: checkpoint.save(path, self._state(), keep=self.schedule.keep_checkpoints))
+        checkpoint.save(path, self._state(), keep=self.schedule.keep_checkpoints)
+
+    @contextmanager
+    def _rescuing(self, pending: dict[str, Any] | None = None) -> Iterator[None]:
+        """Save what a failing reward would cost: the rounds before, or the row whose evaluation is `pending`.
+
+        What fails while a round is collected has changed nothing yet. Processes do not wait for each
+        other, as only some of them may have failed.
+        """
+        try:
+            yield
+        except RunError:
+            self.pending = pending
+            if self.run.accelerator.is_main_process and self.run.round:
+                self._write()
+            raise
 
     def _resume(self) -> None:
         state = checkpoint.load(checkpoint.latest(self.folder.checkpoints))
         self._same(state["identity"])
-        self.run.round, self.seconds = state["round"], state["seconds"]
+        self.pending = state["pending"]
+        self.run.round, self.seconds = state["round"] - bool(self.pending), state["seconds"]
         self.run.policy.load_adapter_state(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["algorithm"]:

@@ -97,11 +97,13 @@ def rollout(
     cond: Conditioning | None = None,
     version: int = 0,
     advance: Callable[[int], None] = lambda n: None,
+    finished: Callable[[Tensor, Tensor], None] = lambda rows, latents: None,
 ) -> Trajectory:
     """Sample B trajectories, at most `batch` at once, without gradients.
 
     seeds drive the steps and noise_seeds the initial latents (equal ones share x_T); `advance(n)`
-    hears of every n samples taken one step further. Law: log-probs are of the latents as stored.
+    hears of every n samples taken one step further, `finished(rows, latents)` of every batch at its end.
+    Law: log-probs are of the latents as stored.
     """
     cond = policy.encode(prompts) if cond is None else cond
     states, log_probs = [], []
@@ -111,6 +113,7 @@ def rollout(
         path, scores = _trace(walk(policy, rule, x, cond[rows], [seeds[r] for r in listed]), x, advance)
         states.append(path)
         log_probs.append(scores)
+        finished(rows, path[:, -1])
     return Trajectory(
         prompts=list(prompts), group=torch.tensor(list(group)), seeds=list(seeds), cond=cond,
         states=torch.cat(states), log_probs=torch.cat(log_probs), grid=policy.grid, rule=rule,

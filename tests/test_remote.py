@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_pauses_grow_and_the_servers_wish_is_heard(server):
     server.tell("status 500", "status 500", "status 500", "status 503 1", "good")
     server.reward(tries=5, first=0.2, longest=5.0)(IMAGES, PROMPTS)
     times = [when for when, _ in server.requests()]
-    pauses = [b - a for a, b in zip(times, times[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(times)]
     assert all(pause >= 0.1 * 2**k for k, pause in enumerate(pauses[:3]))
     assert pauses[3] >= 1.0
 

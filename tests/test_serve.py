@@ -138,9 +138,9 @@ def test_the_command_refuses_it_with_exit_code_2(file):
 
 
 def test_a_taken_port_is_an_error_that_says_so():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(DiffalignError, match="Choose another --port"):
-            serve.bind("127.0.0.1", taken.getsockname()[1], None)
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(DiffalignError, match="Choose another --port"):
+        serve.bind("127.0.0.1", taken.getsockname()[1], None)
 
 
 @pytest.mark.parametrize("token", ["Sesam", "sesame", "ses"])
@@ -314,10 +314,13 @@ def test_the_server_needs_few_packages(tmp_path):
         "safetensors",
         "httpx2",
     ]
-    blocked = f"import sys\nfor name in {heavy}: sys.modules[name] = None\n"
-    code = (
-        blocked
-        + "import diffalign.isolated_server, diffalign.serve as s; print(s.make('jpeg_compressibility', {}).card.name)"
+    lines = [
+        f"import sys\nfor name in {heavy}: sys.modules[name] = None",
+        "import diffalign.isolated_server",
+        "from diffalign import serve",
+        "print(serve.make('jpeg_compressibility', {}).card.name)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=tmp_path
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "jpeg_compressibility\n", done.stderr
