@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -14,18 +15,19 @@ from matplotlib.figure import Figure
 Row = Mapping[str, Any]
 
 INK = "#010203"
-SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
-"""Stand-ins that become the page's colours: `currentColor`, and --series-1 to --series-4."""
+SERIES = tuple(f"#0a000{number}" for number in range(1, 9))
+"""Stand-ins that become the page's colours: `currentColor`, and --series-1 to --series-8."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over rounds: the metric's key, its name, and the keys of the band around it."""
+    """A curve over rounds: the metric's key, its name, the keys of the band around it, and how it is drawn."""
 
     key: str
     name: str
     low: str | None = None
     high: str | None = None
+    style: str = "-"
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,70 @@ class Chart:
 
 def charts(rows: Sequence[Row]) -> list[tuple[Chart, str]]:
     """The charts of a run that have something to show, each with its SVG."""
-    labels = sorted(
-        {k.split("/")[1] for row in rows for k in row if k.endswith("/gain_sd") and k.count("/") == 2}
-    )
-    gains = [Line("heldout/gain_sd", "trained reward", "heldout/gain_sd_low", "heldout/gain_sd_high")]
-    gains += [Line(f"heldout/{label}/gain_sd", label) for label in labels if label != "total"]
     every = [
         Chart(
-            "Held-out gain", "standard deviations of the base model's scores; band: 95 %", gains, zero=True
+            "Held-out gain",
+            "standard deviations of the base model's scores; band: 95 %",
+            _gains(rows),
+            zero=True,
         ),
         Chart(
             "Trained reward",
             "training prompts; band: 10 % to 90 % of the pictures",
             [Line("reward/total/mean", "reward", "reward/total/q10", "reward/total/q90")],
         ),
+        Chart("Multipliers", "of each constraint; 0: kept without pressure", _multipliers(rows), zero=True),
+        *_sets(rows),
         Chart(
             "Diversity", "mean distance between held-out pictures", [Line("heldout/diversity", "diversity")]
         ),
         Chart("Distance from the base model", "KL in nats per picture", [Line("kl", "KL")], zero=True),
     ]
-    return [(chart, draw(chart, rows)) for chart in every if _points(chart.lines[0].key, rows)[0]]
+    return [(chart, draw(chart, rows)) for chart in every if _shown(chart, rows)]
+
+
+def _shown(chart: Chart, rows: Sequence[Row]) -> bool:
+    return bool(chart.lines) and bool(_points(chart.lines[0].key, rows)[0])
+
+
+def _gains(rows: Sequence[Row]) -> list[Line]:
+    """The trained reward, what it is made of where that is several, and what it was not trained on."""
+    labels = [label for label in _middles(rows, "heldout/", "/gain_sd") if label != "total"]
+    trained = [label for label in labels if label in _middles(rows, "reward/", "/mean")]
+    total = Line("heldout/gain_sd", "trained reward", "heldout/gain_sd_low", "heldout/gain_sd_high")
+    parts = [_gain(label, f"{label}, trained on", "--") for label in trained if len(trained) > 1]
+    return [
+        total,
+        *parts,
+        *(_gain(label, f"{label}, held out", ":") for label in labels if label not in trained),
+    ]
+
+
+def _gain(label: str, name: str, style: str) -> Line:
+    return Line(f"heldout/{label}/gain_sd", name, style=style)
+
+
+def _multipliers(rows: Sequence[Row]) -> list[Line]:
+    return [Line(f"multiplier/{name}", name) for name in _middles(rows, "multiplier/", "")]
+
+
+def _sets(rows: Sequence[Row]) -> list[Chart]:
+    """One chart for each reward of all pictures together, since they have units of their own."""
+    return [
+        Chart(
+            label,
+            "one number for all held-out pictures",
+            [Line(f"heldout/{label}/set", "trained"), Line(f"heldout/{label}/set_base", "base", style="--")],
+        )
+        for label in _middles(rows, "heldout/", "/set")
+    ]
+
+
+def _middles(rows: Sequence[Row], start: str, end: str) -> list[str]:
+    """What stands between `start` and `end` in the keys of the rows."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(start) and key.endswith(end))
+    found = (key[len(start) : len(key) - len(end)] for key in keys)
+    return [middle for middle in found if middle and "/" not in middle]
 
 
 def draw(chart: Chart, rows: Sequence[Row]) -> str:
@@ -69,7 +115,7 @@ def draw(chart: Chart, rows: Sequence[Row]) -> str:
         axes = figure.add_subplot()
         if chart.zero:
             axes.axhline(0, color=INK, linewidth=0.8, alpha=0.35)
-        for line, color in zip(chart.lines, SERIES, strict=False):
+        for line, color in zip(chart.lines, cycle(SERIES), strict=False):
             _curve(axes, line, color, rows)
         _plain(axes, several=len(chart.lines) > 1)
         text = io.StringIO()
@@ -79,7 +125,8 @@ def draw(chart: Chart, rows: Sequence[Row]) -> str:
 
 def _curve(axes: Any, line: Line, color: str, rows: Sequence[Row]) -> None:
     x, y = _points(line.key, rows)
-    axes.plot(x, y, color=color, linewidth=2, label=line.name, marker="o", markersize=5 if len(x) < 30 else 0)
+    size = 5 if len(x) < 30 else 0
+    axes.plot(x, y, line.style, color=color, linewidth=2, label=line.name, marker="o", markersize=size)
     if line.low and line.high:
         (around, low), (_, high) = _points(line.low, rows), _points(line.high, rows)
         axes.fill_between(around, low, high, color=color, alpha=0.15, linewidth=0)

@@ -76,8 +76,9 @@ def verdict(summary: Mapping[str, Any]) -> list[Finding]:
         _change(f"The reward “{label}”, which was not trained on,", other["gain_sd"], other["gain_sd_ci"])
         for label, other in summary["heldout_other"].items()
     ]
-    found = [trained, *others, *_diversity(**summary["diversity"])]
-    if trained.tone == "good" and any(finding.tone == "bad" for finding in found[1:]):
+    costs = [*others, *_diversity(**summary["diversity"])]
+    found = [trained, *_parts(summary.get("heldout_parts", {})), *costs]
+    if trained.tone == "good" and any(finding.tone == "bad" for finding in costs):
         found.append(
             Finding(
                 "bad",
@@ -86,6 +87,13 @@ def verdict(summary: Mapping[str, Any]) -> list[Finding]:
             )
         )
     return found
+
+
+def _parts(parts: Mapping[str, Any]) -> list[Finding]:
+    """What became of each trained reward, where there are several."""
+    if len(parts) < 2:
+        return []
+    return [_change(f"Its part “{k}”", part["gain_sd"], part["gain_sd_ci"]) for k, part in parts.items()]
 
 
 def _change(what: str, gain: float | None, interval: tuple[float, float] | None) -> Finding:

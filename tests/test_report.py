@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffalign import config, report
+from diffalign.charts import Chart, Line, charts, draw
 from diffalign.runfolder import RunFolder
 
 SUMMARY = {
@@ -54,6 +55,20 @@ def test_a_gain_within_its_interval_is_no_gain():
     assert tones(gain_sd=-0.9, gain_sd_ci=[-1.1, -0.7])[0] == "bad"
 
 
+PARTS = {
+    "style": {"base": 0.1, "trained": 0.4, "gain_sd": 1.0, "gain_sd_ci": [0.8, 1.2]},
+    "plain": {"base": -3.0, "trained": -4.0, "gain_sd": -0.4, "gain_sd_ci": [-0.6, -0.2]},
+}
+
+
+def test_every_trained_part_is_named_and_a_trade_between_parts_is_no_hacking():
+    found = report.verdict(SUMMARY | {"heldout_parts": PARTS})
+    assert [f.tone for f in found] == ["good", "good", "bad", "flat", "flat"]
+    assert found[2].text.startswith("Its part “plain” fell by 0.40")
+    assert not any("hacking" in f.text for f in found)
+    assert len(report.verdict(SUMMARY | {"heldout_parts": {"style": PARTS["style"]}})) == len(tones())
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and checks that its tags close in order."""
 
@@ -94,6 +109,58 @@ def test_the_page_is_whole_and_self_contained(folder):
     assert text.count("<svg ") == 2
     assert "#010203" not in text
     assert "var(--series-1)" in text
+
+
+def composed_rows() -> list[dict]:
+    rows = []
+    for number in range(4):
+        row = {"round": number, "reward/total/mean": 0.1 * number, "multiplier/style >= 0.25": 0.2 * number}
+        row |= {f"reward/{label}/mean": 0.1 for label in ("style", "plain")}
+        row |= {f"heldout/{label}/gain_sd": 0.1 * number for label in ("total", "style", "plain", "match")}
+        row |= {f"heldout/gain_sd{end}": 0.1 * number for end in ("", "_low", "_high")}
+        rows.append(row | {"heldout/vendi/set": 3.0 + number, "heldout/vendi/set_base": 3.0})
+    return rows
+
+
+def test_the_curves_show_the_total_its_parts_what_only_judges_and_the_multipliers():
+    found = {chart.title: (chart, svg) for chart, svg in charts(composed_rows())}
+    gains, svg = found["Held-out gain"]
+    names = ["trained reward", "style, trained on", "plain, trained on", "match, held out"]
+    assert [line.name for line in gains.lines] == names
+    assert all(f">{name}</text>" in svg for name in names)
+    assert [f"var(--series-{k})" in svg for k in (1, 2, 3, 4, 5)] == [True, True, True, True, False]
+    assert [line.name for line in found["Multipliers"][0].lines] == ["style >= 0.25"]
+    assert [line.name for line in found["vendi"][0].lines] == ["trained", "base"]
+
+
+def test_one_trained_reward_has_one_curve():
+    rows = [
+        {k: v for k, v in row.items() if "plain" not in k and "/" in k or k == "round"}
+        for row in composed_rows()
+    ]
+    lines = next(chart.lines for chart, _ in charts(rows) if chart.title == "Held-out gain")
+    assert [line.name for line in lines] == ["trained reward", "match, held out"]
+
+
+def test_more_curves_than_colours_are_all_drawn():
+    lines = [Line(f"k{n}", f"line {n}") for n in range(11)]
+    svg = draw(Chart("Many", "", lines), [{"round": r} | {line.key: r for line in lines} for r in range(2)])
+    assert all(f">line {n}</text>" in svg for n in range(11))
+
+
+def test_the_table_names_parts_judges_and_sets(folder):
+    folder.write_summary(
+        SUMMARY | {"heldout_parts": PARTS, "heldout_sets": {"vendi": {"base": 3.0, "trained": 2.5}}}
+    )
+    text = report.write(folder).read_text(encoding="utf-8")
+    for name in (
+        "style, trained on",
+        "plain, trained on",
+        "match, held out",
+        "vendi, of all pictures together",
+    ):
+        assert f"<td>{name}</td>" in text
+    assert Page(text).open == []
 
 
 def test_a_run_that_has_not_ended_has_a_report_too(folder):
