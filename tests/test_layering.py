@@ -13,21 +13,21 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors ranks",
     "seeds grid losses credit reward",
-    "steps combine lagrangian measure compose",
+    "steps combine lagrangian measure compose overlap wire batcher exchange remote",
     "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
     " quantize schedulers shell stub template trajectory weights",
     "walk",
-    "preferences prompts checkpoint runfolder metrics",
+    "preferences prompts checkpoint runfolder metrics isolated",
     "run",
     "evaluate optimize calibrate",
     "algorithms",
     "trainer search",
     "registry configfile rewardforms charts",
-    "arguments rewardspec",
+    "arguments rewardspec serve isolated_server",
     "config",
     "build report",
     "progress trackers launch doctor doctor_text",
-    "cli __main__",
+    "cli cli_reward __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 FILES = sorted((ROOT / "diffalign").rglob("*.py"))

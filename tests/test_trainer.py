@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from toys import Chain, ChainPolicy
 
 from diffalign.algorithms.ddpo import DDPO
-from diffalign.errors import DiffalignError
+from diffalign.checkpoint import latest
+from diffalign.errors import DiffalignError, RunError
 from diffalign.evaluate import Evaluator
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.run import Batching, Run
@@ -63,6 +64,31 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     whole, parts = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "parts"))
     for key in whole.keys() - {"seconds"}:
         assert whole[key] == parts[key], key
+
+
+@pytest.mark.parametrize("scored", [2, 9, 24, 36, 40, 55])
+def test_a_failing_reward_costs_no_finished_round(tmp_path, scored):
+    """It scores 3 pictures, then 8 a round, and 3 more after rounds 4 and 6; failing in each kind of place."""
+    make(tmp_path / "whole", eval_every=4, checkpoint_every=5).train()
+    trainer, left = make(tmp_path / "parts", eval_every=4, checkpoint_every=5), [scored]
+
+    def failing(images, prompts):
+        left[0] -= len(prompts)
+        if left[0] < 0:
+            raise RunError("the server is gone")
+        return total(images, prompts)
+
+    trainer.run.reward.rewards["reward"] = failing
+    with pytest.raises(RunError, match="the server is gone"):
+        trainer.train()
+    finished, newest = trainer.run.round, latest(trainer.folder.checkpoints)
+    assert (newest.name if newest else "round-0000") == f"round-{finished:04d}"
+    make(tmp_path / "parts", eval_every=4, checkpoint_every=5).train(resume=newest is not None)
+    assert torch.equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    rows, whole = (RunFolder(tmp_path / name).rows() for name in ("parts", "whole"))
+    timed = {key for row in whole for key in row if key.startswith(("seconds", "peak"))}
+    for ours, theirs in zip(rows, whole, strict=True):
+        assert {k: ours[k] for k in ours.keys() - timed} == {k: theirs[k] for k in theirs.keys() - timed}
 
 
 def test_the_reward_rises_and_the_rows_say_so(tmp_path):
