@@ -34,8 +34,8 @@ class Patience:
 
     def delay(self, failures: int, wished: float = 0.0) -> float:
         """Seconds to wait after so many failures; not less than the server wished, within reason."""
-        usual = min(self.longest, self.first * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-        return max(usual, min(wished, self.longest))
+        usual: float = min(self.longest, self.first * 2 ** (failures - 1))
+        return max(usual * random.uniform(0.5, 1.0), min(wished, self.longest))
 
 
 class Failed(Exception):

@@ -122,8 +122,9 @@ class Server:
         """What the batcher returns; a job whose client has gone is taken back."""
         result = asyncio.wrap_future(self.batcher.submit(job))
         gone = asyncio.ensure_future(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {result, gone}
         try:
-            await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 result.cancel()
                 raise HTTPException(499, "the client has gone.")

@@ -87,7 +87,7 @@ class Numbers(Message):
         """From a vector: narrower floats become float32, integers float64, which loses nothing."""
         single = values.is_floating_point() and values.dtype != torch.float64
         dtype = torch.float32 if single else torch.float64
-        return cls(dtype=str(dtype).removeprefix("torch."), values=values.to(dtype).tolist())  # type: ignore[arg-type]
+        return cls(dtype=str(dtype).removeprefix("torch."), values=values.to(dtype).tolist())
 
     def tensor(self) -> Tensor:
         """The vector, on the CPU."""
@@ -111,7 +111,7 @@ class Answer(Message):
     def scores(self) -> Scores:
         """What the reward returned, on the CPU."""
         parts = {name: numbers.tensor() for name, numbers in self.parts.items()}
-        return Scores(self.value.tensor(), parts, self.uncertainty and self.uncertainty.tensor())
+        return Scores(self.value.tensor(), parts, self.uncertainty.tensor() if self.uncertainty else None)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def decode(request: Request, limits: Limits) -> Tensor:
     frames = [_opened(frame, limits) for item in request.items for frame in item.frames]
     _same(request, frames, limits)
     pixels = torch.stack([_pixels(frame) for frame in frames])
-    return pixels.unflatten(0, (len(request.items), -1)) if request.video else pixels
+    return pixels.reshape(len(request.items), -1, *pixels.shape[1:]) if request.video else pixels
 
 
 def _same(request: Request, frames: Sequence[Image.Image], limits: Limits) -> None:
