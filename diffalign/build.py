@@ -17,9 +17,9 @@ from diffalign.compose import Composite
 from diffalign.config import RunConfig
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator
+from diffalign.measure import close, refuse_video
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.policy import LoraSpec, Policy
-from diffalign.measure import close, refuse_video
 from diffalign.reward import AnyReward, capability
 from diffalign.rewardspec import RewardSpec
 from diffalign.run import Batching, Run

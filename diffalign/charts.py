@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import cycle
 from typing import Any
 
@@ -54,7 +55,7 @@ def charts(rows: Sequence[Row]) -> list[tuple[Chart, str]]:
             "training prompts; band: 10 % to 90 % of the pictures",
             [Line("reward/total/mean", "reward", "reward/total/q10", "reward/total/q90")],
         ),
-        Chart("Multipliers", "of each constraint; 0: kept without pressure", _multipliers(rows), zero=True),
+        _multipliers(rows),
         *_sets(rows),
         Chart(
             "Diversity", "mean distance between held-out pictures", [Line("heldout/diversity", "diversity")]
@@ -85,8 +86,10 @@ def _gain(label: str, name: str, style: str) -> Line:
     return Line(f"heldout/{label}/gain_sd", name, style=style)
 
 
-def _multipliers(rows: Sequence[Row]) -> list[Line]:
-    return [Line(f"multiplier/{name}", name) for name in _middles(rows, "multiplier/", "")]
+def _multipliers(rows: Sequence[Row]) -> Chart:
+    names = _middles(rows, "multiplier/", "")
+    lines = [Line(f"multiplier/{name}", name) for name in names]
+    return Chart("Multipliers", f"of {', '.join(names)}; 0: kept without pressure", lines, zero=True)
 
 
 def _sets(rows: Sequence[Row]) -> list[Chart]:
@@ -157,5 +160,8 @@ def _themed(svg: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     return re.sub(
-        r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1
+        r'<svg [^>]*?(viewBox="[^"]+")[^>]*>',
+        rf'<svg \1 role="img" aria-label="{escape(label)}">',
+        svg,
+        count=1,
     )

@@ -204,8 +204,8 @@ class Run:
         self.reward_row = self.reward.combiner.row()
         for name, values in gathered.items():
             self.reward_row |= describe(f"reward/{name}", values)
-        self.reward.observe({name: float(values.double().mean()) for name, values in gathered.items()})
         self.metrics.add("kl", self.kl(batch))
+        self.reward.observe({name: float(values.double().mean()) for name, values in gathered.items()})
 
     def gather(self, values: Tensor) -> Tensor:
         """The values (B, ...) of all processes, process by process, on the CPU."""

@@ -135,7 +135,7 @@ def test_the_curves_show_the_total_its_parts_what_only_judges_and_the_multiplier
 
 def test_one_trained_reward_has_one_curve():
     rows = [
-        {k: v for k, v in row.items() if "plain" not in k and "/" in k or k == "round"}
+        {k: v for k, v in row.items() if ("plain" not in k and "/" in k) or k == "round"}
         for row in composed_rows()
     ]
     lines = next(chart.lines for chart, _ in charts(rows) if chart.title == "Held-out gain")
