@@ -56,6 +56,11 @@ def win_rate(base: Tensor, trained: Tensor) -> tuple[float, Interval]:
     return float(wins.mean()), bootstrap(wins)
 
 
+def stills(images: Tensor) -> Tensor:
+    """Pictures as they are; of videos (B, F, 3, H, W) the middle frames."""
+    return images[:, images.shape[1] // 2] if images.ndim == 5 else images
+
+
 def pairwise_distance(features: Tensor) -> float:
     """Mean cosine distance between the rows of features (B, E)."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
@@ -68,7 +73,7 @@ class Evaluator:
     """Scores the policy on prompts no run trains on, from fixed seeds.
 
     rewards: label -> reward that is not trained on; those of the run are always scored as well. embed
-    maps pictures (B, 3, H, W) to features (B, E) for the diversity.
+    maps pictures (B, 3, H, W), of videos the middle frames, to features (B, E) for the diversity.
     """
 
     run: Run
@@ -104,7 +109,7 @@ class Evaluator:
             scored = self._scored(drawn, [self.prompts[r] for r in own])
             images = _gather(self.run, drawn, lengths)
             scores = {label: _gather(self.run, values, lengths) for label, values in scored.items()}
-            diversity = pairwise_distance(self.embed(images)) if self.embed else float("nan")
+            diversity = pairwise_distance(self.embed(stills(images))) if self.embed else float("nan")
             return Sheet(images, scores, self._sets(images), diversity)
 
     def _pictures(self, rows: Sequence[int]) -> Tensor:

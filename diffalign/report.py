@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 import yaml
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from diffalign import __version__
 from diffalign.charts import charts
@@ -124,12 +124,18 @@ def _pairs(folder: RunFolder) -> Iterator[Pair]:
 
 
 def _data_uri(path: Path) -> str:
-    """A picture as small WebP; an animation as it is."""
+    """A picture or an animation as small WebP."""
     with Image.open(path) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=90)
+        frames = [
+            (_small(frame), round(frame.info.get("duration", 0))) for frame in ImageSequence.Iterator(picture)
+        ]
+    (first, *rest), waits = zip(*frames, strict=True)
+    buffer = io.BytesIO()
+    first.save(buffer, "WEBP", quality=90, save_all=True, append_images=rest, duration=waits, loop=0)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _small(frame: Image.Image) -> Image.Image:
+    small = frame.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
