@@ -13,8 +13,8 @@ from diffalign.reward import DiffalignError
 from diffalign_rewards import _weights
 from diffalign_rewards._clip import Resized, Tower
 
-NEEDS = ("config.json", "*model*", "tokenizer_config.json", "vocab.json")
-"""Files of such a folder; without the vocabulary transformers would make an empty tokenizer of it."""
+NEEDS = ("config.json", "*model.*", "tokenizer_config.json")
+"""Files of such a folder."""
 
 
 @lru_cache
@@ -27,6 +27,8 @@ def from_folder(folder: Path) -> tuple[Tower, Resized]:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
         if report["missing_keys"]:
             raise DiffalignError(f"weights are missing: {sorted(report['missing_keys'])}")
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one without a word
+            raise DiffalignError("the vocabulary is missing: tokenizer.json, or vocab.json with merges.txt")
     length = model.config.text_config.max_position_embeddings
     side = model.config.vision_config.image_size
 

@@ -102,6 +102,8 @@ def _look(wishes: Mapping[str, Any], size: int | tuple[int, int]) -> Resized:
     """open_clip's preprocessing settings; its published models know two ways to resize."""
     fit, sides = wishes["resize_mode"], size if isinstance(size, tuple) else (size, size)
     if fit not in ("shortest", "squash") or (fit == "shortest" and sides[0] != sides[1]):
-        raise DiffalignError(f"cannot resize by {fit!r} to {sides}: only `shortest` to a square and `squash`.")
+        raise DiffalignError(
+            f"cannot resize by {fit!r} to {sides}: only `shortest` to a square and `squash`."
+        )
     mode = "bilinear" if wishes["interpolation"] == "bilinear" else "bicubic"
     return Resized(sides, fit == "squash", mode, tuple(wishes["mean"]), tuple(wishes["std"]))

@@ -20,7 +20,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: Mode = "bicubic") -> Tensor:
-    """PIL's antialiased `Image.resize` to (height, width): columns, then rows, 8 bits after each pass."""
+    """PIL's antialiased `Image.resize` to (height, width): columns, then rows, 8 bits after each pass.
+
+    PIL from 13 on takes the rows first where the height shrinks much more than the width; here as before.
+    """
     levels, (height, width) = _to_levels(_wide(images) * 255), size
     if width != images.shape[-1]:
         levels = _to_levels(levels @ _taps(images.shape[-1], width, mode).to(levels).T)

@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from diffalign_rewards import _open_clip, _weights
 from diffalign_rewards._clip import TowerReward
 
+
 class Aesthetic(TowerReward):
     """An MLP on CLIP ViT-L/14's features, fitted to people's ratings (LAION-Aesthetics V2, Schuhmann 2022).
 
     Ratings were from 1 to 10; scores are not bounded. Prompts do not matter. Differentiable.
-    Official: github.com/christophschuhmann/improved-aesthetic-predictor (Apache-2.0), whose head
-    sac+logos+ava1-l14-linearMSE.pth may be given as `head`; else the head of trl-lib/ddpo-aesthetic-predictor.
-    The tower is OpenAI's ViT-L/14 (MIT) in timm/vit_large_patch14_clip_224.openai, or OpenAI's file as `tower`.
+    Official: github.com/christophschuhmann/improved-aesthetic-predictor (Apache-2.0).
+
+    head: its sac+logos+ava1-l14-linearMSE.pth; by default the cached trl-lib/ddpo-aesthetic-predictor.
+    tower: OpenAI's ViT-L-14.pt (code MIT); by default the cached timm/vit_large_patch14_clip_224.openai.
     """
 
     def __init__(self, head: str | None = None, tower: str | None = None) -> None:
         self.tower, self.look = _open_clip.load("aesthetic", "ViT-L-14-quickgelu", "openai", tower, "tower")
         repo, name = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
         self.head = load_head(_weights.file("aesthetic", repo, name, head, "head").resolve())
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Nothing: the prompts are never read."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor:
         """Scores (B,) of pictures (B, 3, H, W) in [0, 1]; the prompts are ignored."""

@@ -22,7 +22,7 @@ class Clip(TowerReward):
 
     Weights: architecture and checkpoint by open_clip's names (github.com/mlfoundations/open_clip, MIT)
     from the local cache, or a file `path`; "local-dir:FOLDER" is a model of one's own. The default is
-    OpenAI's ViT-L/14 (MIT), in timm/vit_large_patch14_clip_224.openai. Differentiable.
+    OpenAI's ViT-L/14 (code MIT), in timm/vit_large_patch14_clip_224.openai. Differentiable.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ def goal_baseline(state: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -
     proj is onto the line through baseline and goal; alpha 0 gives the cosine of state and goal.
     """
     line = goal - baseline
-    along = ((state - baseline) * line).sum(1, keepdim=True) / line.square().sum(1, keepdim=True).clamp_min(1e-12)
+    along = ((state - baseline) * line).sum(1, keepdim=True) / line.square().sum(1, keepdim=True).clamp_min(
+        1e-12
+    )
     mixed = alpha * (baseline + along * line) + (1 - alpha) * state
     return 1 - (mixed - goal).square().sum(1) / 2

@@ -20,7 +20,7 @@ class HPSv2(TowerReward):
     """Cosine, in [-1, 1], of picture and prompt by CLIP ViT-H/14 fitted to people's choices among pictures.
 
     Wu et al. 2023, arXiv:2306.09341, github.com/tgxs002/HPSv2 (Apache-2.0). Compare scores of one version
-    and one prompt only. Weights: the versions' files in xswu/HPSv2 (Apache-2.0). Differentiable.
+    and one prompt only. Weights: a file for each version in xswu/HPSv2, or `path`. Differentiable.
     antialias: as the official code does with torchvision 0.17 or later; off as it did with earlier ones.
     """
 

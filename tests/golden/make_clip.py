@@ -41,10 +41,9 @@ def main() -> None:
     model, preprocess = load(weights)
     images = torch.stack([preprocess(picture) for picture in pictures])
     logits, _ = model(images, clip.tokenize(store.PROMPTS, truncate=True))
-    store.save(
-        "clip", weights, pictures, {"logit": logits}, source=f"clip-anytorch {version('clip-anytorch')}"
-    )
-    print(logits / model.logit_scale.exp())
+    scores = {"logit": logits, "cosine": logits / model.logit_scale.exp()}
+    store.save("clip", weights, pictures, scores, source=f"clip-anytorch {version('clip-anytorch')}")
+    print(scores)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from pathlib import Path
 import store
 import tokens
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast, __version__
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizerFast,
+    __version__,
+)
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = {
@@ -50,7 +57,9 @@ def main(readme: str, merges: str) -> None:
         CLIPProcessor(CLIPImageProcessor(), tokenizer).save_pretrained(folder)
         torch.manual_seed(0)
         model, ids = CLIPModel(CLIPConfig(**CONFIG)), tokenizer(store.PROMPTS, truncation=True, max_length=77)
-        used = {"text_model.embeddings.token_embedding.weight": sorted({i for row in ids.input_ids for i in row})}
+        used = {
+            "text_model.embeddings.token_embedding.weight": sorted({i for row in ids.input_ids for i in row})
+        }
         state = {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
         weights = store.coarsen(state, used, 4)
         model.load_state_dict(weights, strict=False)

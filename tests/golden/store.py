@@ -52,7 +52,9 @@ def _picture(random: np.random.RandomState, width: int, height: int) -> Image.Im
     return Image.fromarray(pixels)
 
 
-def coarsen(state: dict[str, torch.Tensor], used: dict[str, list[int]], gain: float) -> dict[str, torch.Tensor]:
+def coarsen(
+    state: dict[str, torch.Tensor], used: dict[str, list[int]], gain: float
+) -> dict[str, torch.Tensor]:
     """Weights, the matrices enlarged by `gain`, that `save` can store exactly; unused rows become zero."""
     coarse = {}
     for name, value in state.items():
@@ -82,7 +84,7 @@ def save(name: str, weights, pictures, scores, **facts) -> None:
         whole, scale = _pack(value)
         assert torch.equal(_unpack(whole, scale), value.float()), f"{key} was not coarsened"
         tensors[f"scale/{key}"] = scale
-        if whole.ndim and len(whole) > 1000:
+        if whole.ndim > 1 and len(whole) > 1000:
             rows = whole.flatten(1).any(1).nonzero().flatten()
             tensors |= {f"rows/{key}": rows.int(), f"length/{key}": torch.tensor([len(whole)])}
             whole = whole[rows]
@@ -106,5 +108,8 @@ def load(name: str) -> Golden:
         if key in groups.get("rows", {}):
             full = torch.zeros(int(groups["length"][key]), *whole.shape[1:])
             weights[key] = full.index_copy(0, groups["rows"][key].long(), weights[key])
-    pictures = [Image.open(io.BytesIO(groups["picture"][str(i)].numpy().tobytes())) for i in range(len(groups["picture"]))]
+    pictures = [
+        Image.open(io.BytesIO(groups["picture"][str(i)].numpy().tobytes()))
+        for i in range(len(groups["picture"]))
+    ]
     return Golden(weights, pictures, groups["scores"], facts)

@@ -14,7 +14,13 @@ def write(folder: Path, merges: Path) -> None:
     lines = gzip.decompress(merges.read_bytes()).decode().split("\n")[1 : MERGES + 1]
     signs = [*range(33, 127), *range(161, 173), *range(174, 256)]
     signs = [chr(n) for n in signs] + [chr(256 + n) for n in range(256 - len(signs))]
-    words = [*signs, *(sign + "</w>" for sign in signs), *("".join(line.split()) for line in lines), START, END]
+    words = [
+        *signs,
+        *(sign + "</w>" for sign in signs),
+        *("".join(line.split()) for line in lines),
+        START,
+        END,
+    ]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
     settings = {**SPECIAL, "model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
