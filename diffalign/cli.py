@@ -108,6 +108,7 @@ def list_everything() -> None:
         ("configs", registry.configs()),
         ("algorithms", registry.algorithms()),
         ("rewards", registry.rewards()),
+        ("ways to combine rewards", registry.combiners()),
         ("rules", registry.rules()),
         ("prompt lists", prompts.packaged()),
     ):
