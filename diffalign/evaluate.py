@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffalign.errors import DiffalignError
 from diffalign.measure import measure, measure_set, prepare
-from diffalign.reward import AnyReward, kind
+from diffalign.reward import AnyReward, kind, sharing
 from diffalign.run import Run
 from diffalign.seeds import derive, generator
 from diffalign.walk import chunks, rollout
@@ -138,7 +138,10 @@ class Evaluator:
 
     def _sets(self, images: Tensor) -> dict[str, float]:
         images = images.to(self.run.accelerator.device)
-        return {label: measure_set(r, images, self.prompts, label) for label, r in self._of("set").items()}
+        with sharing():
+            return {
+                label: measure_set(r, images, self.prompts, label) for label, r in self._of("set").items()
+            }
 
     def _of(self, *kinds: str) -> dict[str, AnyReward]:
         return {label: reward for label, reward in self.rewards.items() if kind(reward) in kinds}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from diffalign.reward import DiffalignError, Reward, capability
+from diffalign.reward import DiffalignError, Reward, capability, once
 from diffalign_rewards import _references
 from diffalign_rewards._weights import reading
 
@@ -102,7 +102,7 @@ class PictureSet:
 
     def features(self, images: Tensor) -> Tensor:
         """Features (N, E) of pictures (N, 3, H, W), in float64."""
-        some = [images] if len(images) <= AT_ONCE else images.split(AT_ONCE)
+        some = once(("portions", AT_ONCE), images, lambda: images.split(AT_ONCE))
         features = torch.cat([self.encoder.embed(each) for each in some])
         return (features.cpu() if features.device.type == "mps" else features).double()
 

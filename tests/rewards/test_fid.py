@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from diffalign import config, registry
 from diffalign.errors import DiffalignError
 from diffalign_rewards import _references
 from diffalign_rewards._sets import Moments
@@ -186,6 +188,15 @@ def test_too_few_pictures_and_videos_are_refused(folder, shape):
 
 def test_one_colour_is_finite(folder):
     assert math.isfinite(float(Fid(Pixels(), folder).score_set(torch.zeros(4, 3, 2, 2), [""] * 4)))
+
+
+def test_a_config_watches_sets_and_does_not_train_on_them():
+    watched = {"name": "fid", "encoder": {"name": "emoji_clip"}, "reference": "emoji"}
+    loaded = config.load("emoji-d3po", [f"eval_rewards.fid={json.dumps(watched)}"])
+    spec = loaded.eval_rewards["fid"]
+    assert isinstance(registry.reward(spec.name, **spec.arguments), Fid)
+    with pytest.raises(DiffalignError, match="fid gives one number to a whole set of pictures"):
+        config.load("emoji-d3po", [f"rewards={json.dumps([watched])}"])
 
 
 def test_features_that_match_the_pictures():

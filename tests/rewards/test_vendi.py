@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffalign.errors import DiffalignError
+from diffalign.reward import sharing
 from diffalign_rewards.emoji_clip import EmojiClip
 from diffalign_rewards.jpeg_compressibility import jpeg_compressibility
 from diffalign_rewards.vendi import Vendi
@@ -72,6 +73,19 @@ def test_large_sets_are_looked_at_in_portions():
     seen: list[int] = []
     Vendi(Counting()).score_set(colours(150, 3, 1, 2), [""] * 150)
     assert seen == [64, 64, 22]
+
+
+def test_several_set_rewards_look_at_the_pictures_once():
+    first, second, seen = Vendi(EmojiClip()), Vendi(EmojiClip(), q=2.0), []
+    handle = first.encoder.tower.model.visual.register_forward_hook(
+        lambda m, i, output: seen.append(len(output))
+    )
+    images = colours(70, 3, 64, 64).float()
+    with sharing(), torch.no_grad():
+        for vendi in (first, second):
+            vendi.score_set(images, [""] * 70)
+    handle.remove()
+    assert seen == [64, 6]
 
 
 def test_a_real_encoder_finds_different_pictures_more_diverse_than_alike_ones():
