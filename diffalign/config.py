@@ -196,5 +196,10 @@ def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -
 
 
 def _placeless(rewards: dict[str, RewardSpec]) -> dict[str, Any]:
-    """The rewards without where they run, which may change when a run goes on."""
-    return {label: spec.model_dump(mode="json", exclude={"url", "python"}) for label, spec in rewards.items()}
+    """The rewards without where they run and how they are asked, which may change when a run goes on."""
+    return {
+        label: {"weight": spec.weight}
+        if spec.url
+        else spec.model_dump(mode="json", exclude={"url", "python"})
+        for label, spec in rewards.items()
+    }

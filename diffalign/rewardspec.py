@@ -13,6 +13,9 @@ from diffalign.compose import problems as composition_problems
 from diffalign.configfile import Rejected
 from diffalign.errors import DiffalignError
 
+NOT_IN_A_CONFIG = frozenset({"url", "check", "token"})
+"""What a server's address is not followed by; a token in a config would be copied into every run's folder."""
+
 
 class RewardSpec(Named):
     """A reward, its weight, its arguments, and where it runs if not here.
@@ -50,7 +53,7 @@ def _wrong(spec: RewardSpec, find: Find, label: str) -> list[Problem]:
     if spec.url:
         from diffalign.remote import connect
 
-        return misfits(schema(connect, without=frozenset({"url", "check"})), spec.arguments, label)
+        return misfits(schema(connect, without=NOT_IN_A_CONFIG), spec.arguments, label)
     return [] if spec.python else problems(spec.name, spec.arguments, find, label)
 
 

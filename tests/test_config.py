@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from diffalign import config
@@ -210,7 +212,7 @@ def test_problems_of_rewards_say_where_they_were_written(write):
         (["reward=emoji_clip", "eval_rewards={m: {name: emoji_clip, score: match}}"], "is trained on as 'emoji_clip'"),
         (["eval_rewards={jpeg_compressibility: {name: emoji_clip}}"], "is also a label of `rewards`"),
         (["reward={url: 'http://127.0.0.1:1', python: /usr/bin/python3}"], "a reward runs in one place"),
-        (["rewards=[{url: 'http://127.0.0.1:1', tokn: x}]"], "Did you mean 'token'?"),
+        (["rewards=[{url: 'http://127.0.0.1:1', timeoutt: 3}]"], "Did you mean 'timeout'?"),
         (["reward={python: /usr/bin/python3}"], "it is one reward"),
         (["combine=mni"], "Did you mean 'min'?"),
         (["combine={name: mean_minus_std, penalti: 1}"], "Did you mean 'penalty'?"),
@@ -268,6 +270,24 @@ def test_where_a_reward_runs_may_change_when_a_run_goes_on(write):
     )
     assert one.identity() == other.identity()
     assert one.rewards["far"].url != other.rewards["far"].url
+
+
+def test_a_token_stays_out_of_the_run_folder(write):
+    message = problems(write(GOOD), "reward={url: 'http://127.0.0.1:1', token: secret}")
+    assert "rewards.remote.token (the command line" in message
+    assert "Allowed: timeout, tries" in message
+
+
+def test_the_example_of_the_documentation_is_valid(write):
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    example = text.split("## Several rewards")[1].split("```yaml\n")[1].split("```")[0]
+    kept = [line for line in GOOD.splitlines() if not line.startswith(("reward:", "eval_rewards:"))]
+    loaded = config.load(write("\n".join(kept) + "\n" + example))
+    assert of(loaded)["style"] == ("emoji_clip", 2.0, {"score": "style"})
+    constraint = config.load(write("\n".join(kept) + "\n" + example), [
+        "rewards.style.weight=1", "combine={name: lagrangian, constraints: ['style >= 0.25']}", "calibrate=true",
+    ])  # fmt: skip
+    assert constraint.combine.arguments == {"constraints": ["style >= 0.25"]}
 
 
 OWN = """
