@@ -38,7 +38,7 @@ def small(reward: str, images: Tensor, fewest: int) -> Tensor:
     scale, frames = SIDE / min(images.shape[-2:]), images.flatten(0, 1)
     size = [round(side * scale) for side in images.shape[-2:]]
     frames = interpolate(frames, size, mode="bilinear", antialias=True) if scale != 1 else frames
-    return frames.unflatten(0, images.shape[:2])
+    return frames.reshape(*images.shape[:3], *size)
 
 
 def moved(frames: Tensor, down: int = 0, right: int = 0) -> Tensor:
@@ -76,7 +76,7 @@ def follow(frames: Tensor, displacement: Tensor) -> Tensor:
     rows = torch.arange(each.shape[2], device=frames.device)[:, None] + REACH + each[:, 0]
     columns = torch.arange(each.shape[3], device=frames.device) + REACH + each[:, 1]
     places = (rows * frames.shape[-1] + columns).flatten(1)[:, None].expand(-1, frames.shape[1], -1)
-    return frames.flatten(2).gather(2, places).unflatten(2, each.shape[2:])
+    return frames.flatten(2).gather(2, places).reshape(*frames.shape[:2], *each.shape[2:])
 
 
 def remainder(here: Tensor, there: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class PictureSet:
 
     def features(self, images: Tensor) -> Tensor:
         """Features (N, E) of pictures (N, 3, H, W), in float64."""
-        some = once(("portions", AT_ONCE), images, lambda: images.split(AT_ONCE))
+        some = once(("portions", AT_ONCE), images, lambda: torch.split(images, AT_ONCE))
         features = torch.cat([self.encoder.embed(each) for each in some])
         return (features.cpu() if features.device.type == "mps" else features).double()
 

@@ -36,4 +36,5 @@ class DynamicDegree:
         flow = way + _motion.remainder(here, _motion.follow(there, way))
         speed = torch.linalg.vector_norm(flow, dim=1).flatten(1) / _motion.SIDE
         fastest = speed.topk(max(1, round(FASTEST * speed.shape[1])), dim=1).values.mean(1)
-        return fastest.unflatten(0, (len(videos), -1)).mean(1)
+        each: Tensor = fastest.reshape(len(videos), -1).mean(1)
+        return each

@@ -36,7 +36,7 @@ def frechet(ours: Moments, reference: Moments) -> Tensor:
     """
     c, r = ours.covariance, reference.covariance
     root = _root(r)
-    shared = torch.linalg.eigvalsh(root.T @ c @ root)
+    shared: Tensor = torch.linalg.eigvalsh(root.T @ c @ root)
     shared = shared[
         shared > shared.max() * len(r) * torch.finfo(shared.dtype).eps
     ]  # the root of 0 has no slope
@@ -47,4 +47,5 @@ def frechet(ours: Moments, reference: Moments) -> Tensor:
 def _root(matrix: Tensor) -> Tensor:
     """L (E, E) with L Lᵀ = matrix, which is symmetric and without negative eigenvalues."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt()
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root

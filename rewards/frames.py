@@ -52,7 +52,7 @@ class Frames:
             score(self.reward, each, texts[k * AT_ONCE :][: len(each)], "inside frames")
             for k, each in enumerate(some)
         ]
-        value = torch.cat([scores.value for scores in seen]).unflatten(0, (len(prompts), count))
+        value = torch.cat([scores.value for scores in seen]).reshape(len(prompts), count)
         weights = self._weights(value)
         return Scores(self._reduced(value, weights), *_averaged(seen, weights))
 
@@ -60,7 +60,7 @@ class Frames:
         """Frames (B F / stride, 3, H, W), in portions."""
         videos = images if images.ndim == 5 else images[:, None]
         chosen = videos[:, -1:] if self.reduce == "last" else videos[:, :: self.stride]
-        return chosen.flatten(0, 1).split(AT_ONCE)
+        return torch.split(chosen.flatten(0, 1), AT_ONCE)
 
     def _weights(self, value: Tensor) -> Tensor:
         """How much each frame counts (B, F), for scores (B, F)."""

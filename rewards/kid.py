@@ -75,4 +75,4 @@ def _within(x: Tensor, gamma: float) -> Tensor:
 
 
 def _sum(x: Tensor, y: Tensor, gamma: float) -> Tensor:
-    return torch.stack([(gamma * some @ y.T + 1).pow(3).sum() for some in x.split(AT_ONCE)]).sum()
+    return torch.stack([(gamma * some @ y.T + 1).pow(3).sum() for some in torch.split(x, AT_ONCE)]).sum()

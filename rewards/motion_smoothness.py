@@ -36,4 +36,4 @@ class MotionSmoothness:
 
         way = _motion.search(missed)
         between = (_motion.follow(before, -way) + _motion.follow(after, way)) / 2
-        return 1 - (between - _motion.moved(now)).abs().unflatten(0, (len(videos), count)).mean((1, 2, 3, 4))
+        return 1 - (between - _motion.moved(now)).abs().reshape(len(videos), -1).mean(1)

@@ -42,7 +42,8 @@ def effective_number(shares: Tensor, q: float) -> Tensor:
     """Hill number of order q of shares (N,) that sum to 1: exp of their Renyi entropy."""
     shares = shares[shares > 1e-12]  # zeros but for rounding, where the entropy has no slope
     if q == 1:
-        return torch.special.entr(shares).sum().exp()
+        entropy: Tensor = torch.special.entr(shares).sum()
+        return entropy.exp()
     if q == float("inf"):
         return 1 / shares.max()
     return shares.pow(q).sum().pow(1 / (1 - q))
