@@ -22,8 +22,9 @@ class DynamicDegree:
     Kanade's (1981) for the rest. Moving cameras count as moving things do. A static video is 0.
 
     Looked at with 64 pixels on the shorter side; speeds above 1/16 of it a frame are not seen, and those of
-    surfaces with a contrast of a grey level or two are underestimated. Flicker can look like motion: train with motion_smoothness
-    beside it. Videos of 2 frames or more; differentiable, but zero gradient where nothing moves.
+    surfaces with a contrast of a grey level or two are underestimated. Flicker can look like motion: train
+    with motion_smoothness beside it. Videos of 2 frames or more; differentiable, but zero gradient where
+    nothing moves.
     """
 
     differentiable = video = True
