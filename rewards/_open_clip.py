@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from diffalign.reward import DiffalignError, unknown
 from diffalign_rewards import _weights
 from diffalign_rewards._clip import Resized, Tower
+from diffalign_rewards._pixels import Mode
 
 FOLDER = "local-dir:"
 FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -84,7 +85,7 @@ def _read(architecture: str, path: Path) -> Any:
     if not (zipfile.is_zipfile(path) and any("constants.pkl" in n for n in zipfile.ZipFile(path).namelist())):
         return open_clip.create_model(architecture, pretrained=str(path))
     model = open_clip.CLIP(**open_clip.get_model_config(architecture))
-    archive = torch.jit.load(path, map_location="cpu").state_dict()
+    archive = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     model.load_state_dict({name: value for name, value in archive.items() if name not in NOT_WEIGHTS})
     return model
 
@@ -105,5 +106,5 @@ def _look(wishes: Mapping[str, Any], size: int | tuple[int, int]) -> Resized:
         raise DiffalignError(
             f"cannot resize by {fit!r} to {sides}: only `shortest` to a square and `squash`."
         )
-    mode = "bilinear" if wishes["interpolation"] == "bilinear" else "bicubic"
+    mode: Mode = "bilinear" if wishes["interpolation"] == "bilinear" else "bicubic"
     return Resized(sides, fit == "squash", mode, tuple(wishes["mean"]), tuple(wishes["std"]))

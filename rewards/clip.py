@@ -38,7 +38,7 @@ class Clip(TowerReward):
             raise unknown("score of clip", score, ["cosine", "logit"])
         if (baseline is None) != (alpha is None) or not 0 <= (alpha or 0) <= 1:
             raise DiffalignError(
-                f"goal-baseline regularisation takes a text baseline and an alpha in [0, 1], both or none; "
+                "goal-baseline regularisation takes a text baseline and an alpha in [0, 1], both or none; "
                 f"these are {baseline!r} and {alpha}."
             )
         self.score, self.baseline, self.alpha = score, baseline, alpha
@@ -51,7 +51,8 @@ class Clip(TowerReward):
             return similarity
         model = self.tower.model
         bias = getattr(model, "logit_bias", None)
-        return model.logit_scale.exp() * similarity + (0 if bias is None else bias)
+        logits: Tensor = model.logit_scale.exp() * similarity + (0 if bias is None else bias)
+        return logits
 
     def _toward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         assert self.baseline is not None
@@ -62,13 +63,12 @@ class Clip(TowerReward):
 
 
 def goal_baseline(state: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -> Tensor:
-    """1 - |alpha proj(state) + (1 - alpha) state - goal|^2 / 2 on unit features (B, E), as (B,) (VLM-RM, eq. 3).
+    """1 - |alpha proj(state) + (1 - alpha) state - goal|^2 / 2 on unit features (B, E), as (B,) (VLM-RM).
 
     proj is onto the line through baseline and goal; alpha 0 gives the cosine of state and goal.
     """
     line = goal - baseline
-    along = ((state - baseline) * line).sum(1, keepdim=True) / line.square().sum(1, keepdim=True).clamp_min(
-        1e-12
-    )
+    squared = line.square().sum(1, keepdim=True).clamp_min(1e-12)  # no line where the prompt is the baseline
+    along = ((state - baseline) * line).sum(1, keepdim=True) / squared
     mixed = alpha * (baseline + along * line) + (1 - alpha) * state
     return 1 - (mixed - goal).square().sum(1) / 2
