@@ -35,7 +35,7 @@ class Safety:
     safe pictures of unsafe prompts from unsafe ones in D3PO's safety experiment (Yang et al. 2023,
     arXiv:2311.13231). It knows nakedness only, no violence or hate. Not differentiable.
     Licence: the wheel of nudenet, with its weights, holds the text of the AGPL-3.0, though its metadata say
-    MIT. It is installed by the extra `safety` alone; who serves it to others should mind what that asks.
+    MIT. Only the extras `safety` and `rewards` install it; who serves it to others should mind what that asks.
     """
 
     def __init__(self, labels: Sequence[str] = EXPOSED) -> None:
