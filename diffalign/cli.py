@@ -84,6 +84,30 @@ def sample(
 
 
 @app.command()
+def score(
+    pictures: Annotated[list[Path] | None, typer.Argument(help="pictures, videos, folders of them")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="one for all, or one for each in order")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="a .csv or .jsonl with file and prompt")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME, NAME:key=value,key=value, {name: ...} as in a config, or FILE.yaml of these"
+        ),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json")] = "table",
+    out: Annotated[Path | None, typer.Option(help="write there instead of on the screen")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="pictures scored at once")] = 16,
+) -> None:
+    """Score pictures and videos with any rewards; exit code 2 if some could not be read."""
+    from diffalign import score_text
+
+    unreadable = score_text.run(pictures or [], prompt or [], prompts, reward or [], form, out, batch)
+    for message in unreadable:
+        typer.secho(f"error: {message}", err=True, fg="red")
+    raise typer.Exit(2 if unreadable else 0)
+
+
+@app.command()
 def doctor(
     target: Annotated[
         str, typer.Argument(help="a model (folder or hub id), a packaged config or a YAML file")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -9,13 +11,59 @@ import typer
 
 from diffalign.errors import DiffalignError
 
-app = typer.Typer(help="Rewards: serve them.", no_args_is_help=True)
+app = typer.Typer(help="Rewards: list, check, write and serve them.", no_args_is_help=True)
+
+
+Target = Annotated[str, typer.Argument(help="a reward: a name, module:NAME or file.py:NAME")]
+Arguments = Annotated[list[str] | None, typer.Argument(help="its arguments as key=value")]
+
+
+@app.command(name="list")
+def list_rewards() -> None:
+    """What is installed, from where, what it needs and what it can do."""
+    from diffalign.catalog import catalog
+    from diffalign.reward_text import show_catalog
+
+    show_catalog(catalog())
+
+
+@app.command()
+def check(
+    target: Target,
+    arguments: Arguments = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="prompts it understands, if not any will do")
+    ] = None,
+) -> None:
+    """Hold a reward to all that a run relies on; exit code 1 if it fails."""
+    from diffalign import registry
+    from diffalign.conformance import examine
+    from diffalign.cost import cost
+    from diffalign.reward_text import show_findings
+
+    reward = registry.reward(target, **_checked(target, arguments or [], registry.reward_maker))
+    found = examine(reward, prompt)
+    broken = any(one.verdict == "failed" for one in found)
+    show_findings(target, found, None if broken else cost(reward, prompt))
+    raise typer.Exit(int(broken))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="the reward's name, such as my_sharpness")],
+    out: Annotated[Path, typer.Option(help="the folder to make the package's folder in")] = Path(),
+) -> None:
+    """Write a pip package with one reward, to be changed into your own."""
+    from diffalign.scaffold import create
+
+    folder = create(name, out)
+    typer.echo(f"{folder}\nnext: pip install -e {folder}, then diffalign reward check {name}")
 
 
 @app.command()
 def serve(
-    name: Annotated[str, typer.Argument(help="a reward: a name, module:NAME or file.py:NAME")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="its arguments as key=value")] = None,
+    name: Target,
+    arguments: Arguments = None,
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8420,
     host: Annotated[str, typer.Option(help="anything but this machine needs a token")] = "127.0.0.1",
     token: Annotated[
@@ -32,13 +80,14 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="of all pictures of a request")] = 34,
 ) -> None:
     """Serve a reward over HTTP; in a config, `reward: {url: http://HOST:PORT}` uses it."""
+    from diffalign.arguments import picture_reward
     from diffalign.wire import Limits
 
     serving = _serving()
     bound = serving.bind(host, port, token)
     total = round(max_megapixels * 1e6)
     server = serving.make(
-        name, _checked(name, arguments or []),
+        name, _checked(name, arguments or [], picture_reward),
         Limits(items=max_batch, total_pixels=total, pixels=min(total, Limits().pixels)),
         token=token, waiting=max_waiting, wait=merge_ms / 1000, device=device,
     )  # fmt: skip
@@ -54,13 +103,13 @@ def _serving() -> ModuleType:
     return serve
 
 
-def _checked(name: str, pairs: list[str]) -> dict[str, Any]:
+def _checked(name: str, pairs: list[str], find: Callable[[str], Any]) -> dict[str, Any]:
     """The arguments of a reward from key=value pairs; all that is wrong with them in one error."""
-    from diffalign.arguments import picture_reward, problems
+    from diffalign.arguments import problems
     from diffalign.configfile import override
 
     raw, _ = override({}, {}, [f"of.{pair}" for pair in pairs])
     given: dict[str, Any] = raw.get("of", {})
-    if found := problems(name, given, picture_reward):
+    if found := problems(name, given, find):
         raise DiffalignError("\n".join(f"{key}: {text}" for key, text in found))
     return given

@@ -12,13 +12,16 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from diffalign import plugins
 from diffalign.errors import DiffalignError, unknown
 from diffalign.prompts import package_roots
+
+ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {"hpsv2.1": ("hpsv2", {"version": "2.1"})}
+"""Rewards under a second name: what they are, with which of the arguments given."""
 
 
 def algorithms() -> list[str]:
@@ -28,7 +31,12 @@ def algorithms() -> list[str]:
 
 def rewards() -> list[str]:
     """The built-in rewards, one file each, and those of installed packages."""
-    return sorted({*_files("diffalign_rewards"), *_plugins()})
+    return sorted({*built_in_rewards(), *ALIASES, *plugins.found()})
+
+
+def built_in_rewards() -> list[str]:
+    """The built-in rewards: one file each."""
+    return _files("diffalign_rewards")
 
 
 def rules() -> list[str]:
@@ -106,8 +114,27 @@ def takes_reward(parameter: inspect.Parameter) -> bool:
 
 def reward_maker(name: str) -> Callable[..., Any]:
     """What makes a reward: a class, or a plain function to which arguments are bound."""
-    found = _resolve("reward", name, rewards(), _built_in_reward)
+    if name in ALIASES:
+        real, given = ALIASES[name]
+        return _given(reward_maker(real), given)
+    found = reward_class(name)
     return found if isinstance(found, type) else _binder(found)
+
+
+def reward_class(name: str) -> Any:
+    """The class or function itself, which declares what it can do."""
+    return _resolve("reward", ALIASES.get(name, (name,))[0], rewards(), _installed_reward)
+
+
+def _given(maker: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
+    """The maker with some arguments given, which nobody can change."""
+
+    def bind(**arguments: Any) -> Any:
+        return maker(**given, **arguments)
+
+    free = [p for p in parameters(maker).values() if p.name not in given]
+    bind.__signature__ = inspect.Signature(free)  # type: ignore[attr-defined]
+    return bind
 
 
 def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -189,14 +216,11 @@ def _built_in_algorithm(name: str) -> Any:
     return found
 
 
-def _built_in_reward(name: str) -> Any:
-    """What carries the file's name: a function `jpeg_size`, or a class `JpegSize`."""
-    if name in (plugins := _plugins()):
-        return plugins[name].load()
+def _installed_reward(name: str) -> Any:
+    """What carries the file's name, a function `jpeg_size` or a class `JpegSize`, or what a package offers."""
+    built_in = name in built_in_rewards()
+    if offers := plugins.found().get(name):
+        return plugins.load(name, offers, built_in)
     module = importlib.import_module(f"diffalign_rewards.{name}")
     spellings = {n.lower(): value for n, value in vars(module).items()}
     return getattr(module, name, None) or spellings[name.replace("_", "")]
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="diffalign.rewards")}

@@ -24,6 +24,8 @@ class Aesthetic(TowerReward):
     tower: OpenAI's ViT-L-14.pt (code MIT); by default the cached timm/vit_large_patch14_clip_224.openai.
     """
 
+    needs = ("weights: trl-lib/ddpo-aesthetic-predictor", "weights: timm/vit_large_patch14_clip_224.openai")
+
     def __init__(self, head: str | None = None, tower: str | None = None) -> None:
         self.tower, self.look = _open_clip.load("aesthetic", "ViT-L-14-quickgelu", "openai", tower, "tower")
         repo, name = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"

@@ -25,6 +25,8 @@ class Clip(TowerReward):
     OpenAI's ViT-L/14 (code MIT), in timm/vit_large_patch14_clip_224.openai. Differentiable.
     """
 
+    needs = "weights: timm/vit_large_patch14_clip_224.openai, or others"
+
     def __init__(
         self,
         architecture: str = "ViT-L-14-quickgelu",

@@ -24,6 +24,8 @@ class HPSv2(TowerReward):
     antialias: as the official code does with torchvision 0.17 or later; off as it did with earlier ones.
     """
 
+    needs = "weights: xswu/HPSv2"
+
     def __init__(
         self, version: Literal["2.0", "2.1"] = "2.0", path: str | None = None, antialias: bool = True
     ) -> None:

@@ -64,6 +64,7 @@ class ImageReward:
     vocabulary: the file vocab.txt of bert-base-uncased, where that is not in the Hugging Face cache.
     """
 
+    needs = ("weights: THUDM/ImageReward", "vocabulary: bert-base-uncased")
     differentiable = True
 
     def __init__(self, path: str | None = None, vocabulary: str | None = None) -> None:

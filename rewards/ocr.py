@@ -28,6 +28,9 @@ class Ocr:
     find: whether text is looked for at all; without it, the whole picture is read as a single line.
     """
 
+    needs = "extra: diffalign[ocr]"
+    example_prompts = ('a sign that says "open"', 'the word "sale" in red letters', '"stop" on a wall')
+
     def __init__(self, side: int = 736, find: bool = True) -> None:
         _outside.library("rapidfuzz", "ocr")
         self.find = find

@@ -19,6 +19,8 @@ class PickScore(TowerReward):
     Weights: the folder yuvalkirstain/PickScore_v1, or any Hugging Face CLIPModel at `path`. Differentiable.
     """
 
+    needs = "weights: yuvalkirstain/PickScore_v1"
+
     def __init__(self, path: str | None = None) -> None:
         folder = _weights.folder("pickscore", "yuvalkirstain/PickScore_v1", _hugging_face.NEEDS, path)
         self.tower, self.look = _hugging_face.from_folder(folder.resolve())

@@ -38,6 +38,8 @@ class Safety:
     MIT. Only the extras `safety` and `rewards` install it; who serves it to others should mind what that asks.
     """
 
+    needs = "extra: diffalign[safety]"
+
     def __init__(self, labels: Sequence[str] = EXPOSED) -> None:
         for label in labels:
             if label not in LABELS:

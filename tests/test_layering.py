@@ -13,20 +13,23 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors ranks",
     "seeds grid losses credit reward",
-    "steps combine lagrangian measure compose overlap wire batcher exchange remote",
+    "steps combine lagrangian measure compose overlap wire batcher exchange remote subject differences conformance"
+    " cost",
     "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
     " quantize schedulers shell stub template trajectory weights",
     "walk",
-    "preferences prompts checkpoint runfolder metrics isolated",
+    "preferences prompts plugins checkpoint runfolder metrics isolated",
     "run",
     "evaluate optimize calibrate",
     "algorithms",
     "trainer search",
     "registry configfile rewardforms charts",
+    "catalog scaffold pictures",
+    "scoring",
     "arguments rewardspec serve isolated_server",
-    "config",
+    "config rewardarg",
     "build report",
-    "progress trackers launch doctor doctor_text",
+    "progress trackers launch doctor doctor_text score_text reward_text",
     "cli cli_reward __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
