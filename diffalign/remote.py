@@ -38,7 +38,8 @@ class Remote:
                 f"{', '.join(metadata)}: only pictures and prompts reach a reward elsewhere."
             )
         pixels = wire.to_bytes(images)
-        size = self._chunk(pixels)
+        frames, area = pixels[0, ..., 0, 0, 0].numel(), pixels[0, ..., 0, :, :].numel()
+        size = self.card.limits.fit(frames, area)
         starts = range(0, len(prompts), size)
         return joined([self._ask(pixels[k : k + size], prompts[k : k + size]) for k in starts])
 
@@ -46,11 +47,6 @@ class Remote:
         """Let go of the server, and end it where it is our own."""
         self.exchange.close()
         self.stop()
-
-    def _chunk(self, pixels: Tensor) -> int:
-        """How many items fit into one request."""
-        limits, each = self.card.limits, pixels[0, ..., 0, :, :].numel()
-        return max(1, min(limits.items, limits.total_pixels // each))
 
     def _ask(self, pixels: Tensor, prompts: Sequence[str]) -> Scores:
         body = wire.encode(pixels, prompts).model_dump_json().encode()

@@ -36,9 +36,10 @@ class Message(BaseModel):
 
 
 class Limits(Message):
-    """What a server takes in one request: items, pixels of a frame and of all frames, bytes, characters."""
+    """What a server takes in one request: items, frames, pixels of a frame and of all, characters of a prompt."""
 
     items: int = Field(default=32, ge=1)
+    frames: int = Field(default=4096, ge=1)
     pixels: int = Field(default=2**24, ge=1)
     total_pixels: int = Field(default=2**25, ge=1)
     prompt: int = Field(default=10_000, ge=1)
@@ -47,6 +48,10 @@ class Limits(Message):
     def bytes(self) -> int:
         """Room for incompressible pictures in base64, for the prompts, and some to spare."""
         return 5 * self.total_pixels + 8 * self.items * self.prompt + 2**20
+
+    def fit(self, frames: int, pixels: int) -> int:
+        """How many items of so many frames and pixels (of all frames) a request may have; one at least."""
+        return max(1, min(self.items, self.frames // frames, self.total_pixels // pixels))
 
 
 class Card(Message):
@@ -141,6 +146,8 @@ def decode(request: Request, limits: Limits) -> Tensor:
         raise DiffalignError(f"{len(request.items)} items in one request; send at most {limits.items}.")
     if (longest := max(len(item.prompt) for item in request.items)) > limits.prompt:
         raise DiffalignError(f"a prompt of {longest} characters; at most {limits.prompt} are taken.")
+    if (count := sum(len(item.frames) for item in request.items)) > limits.frames:
+        raise DiffalignError(f"{count} frames in one request; at most {limits.frames} are taken.")
     frames = [_opened(frame, limits) for item in request.items for frame in item.frames]
     _same(request, frames, limits)
     pixels = torch.stack([_pixels(frame) for frame in frames])

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from diffalign import registry, serve, wire
-from diffalign.batcher import Batcher, Job
+from diffalign.batcher import Batcher, Job, packed
 from diffalign.errors import DiffalignError
 from diffalign.remote import connect
 
@@ -190,6 +190,15 @@ def test_what_is_too_much_or_not_a_picture_is_refused_with_the_reason(guarded, s
     assert says in answer.json()["detail"]
 
 
+def test_a_request_holds_only_so_many_frames():
+    images = torch.zeros(3, 5, 3, 1, 1, dtype=torch.uint8)
+    request = wire.encode(images, ["", "", ""])
+    assert wire.decode(request, wire.Limits(frames=15)).shape == images.shape
+    with pytest.raises(DiffalignError, match="15 frames in one request; at most 14"):
+        wire.decode(request, wire.Limits(frames=14))
+    assert wire.Limits(frames=14).fit(5, 5) == 2
+
+
 def test_only_json_is_read(guarded):
     assert post(guarded, asking(picture()), kind="text/plain").status_code == 415
 
@@ -243,11 +252,18 @@ def test_concurrent_clients_share_a_batch_and_get_their_own(url, local, gate):
         torch.testing.assert_close(result.result().value, local(images, prompts).value, rtol=1e-6, atol=0)
 
 
-def test_sizes_are_not_mixed_and_a_batch_is_not_overfull(url, gate):
-    sizes = [(20, 8), (20, 8), (3, 9), (2, 9)]
+def test_sizes_are_not_mixed(url, gate):
+    sizes = [(10, 8), (3, 9), (10, 8), (2, 9)]
     results, batches = at_once(url, gate, *[(served.pictures(n, h), [""] * n) for n, h in sizes])
-    assert [int(r.result().parts["batch"][0]) for r in results] == [20, 20, 5, 5]
-    assert batches == 3
+    assert [int(r.result().parts["batch"][0]) for r in results] == [20, 5, 20, 5]
+    assert batches == 2
+
+
+def test_no_batch_is_overfull():
+    sizes = [(4, 8), (3, 9), (4, 8), (4, 8), (12, 8), (3, 9)]
+    jobs = [Job(torch.zeros(n, 3, h, h, dtype=torch.uint8), [""] * n) for n, h in sizes]
+    batches = [[(len(job), job.images.shape[-1]) for job in batch] for batch in packed(jobs, 10)]
+    assert batches == [[(4, 8), (4, 8)], [(4, 8)], [(3, 9), (3, 9)], [(12, 8)]]
 
 
 @pytest.mark.parametrize(
