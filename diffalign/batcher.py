@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffalign.errors import RunError
+from diffalign.errors import DiffalignError, RunError
 from diffalign.reward import AnyReward, Scores, score
 from diffalign.wire import to_floats
 
@@ -95,11 +95,12 @@ class Batcher:
             for job, scores in zip(jobs, each, strict=True):
                 job.result.set_result(scores)
 
-    def _failure(self, error: BaseException) -> RunError:
-        """What the client hears; the traceback stays in the server's log."""
+    def _failure(self, error: BaseException) -> DiffalignError:
+        """What the client hears: that its input is bad, or that the reward failed; the log has the traceback."""
+        if isinstance(error, DiffalignError):
+            return error
         logger.error("reward %r failed", self.label, exc_info=error)
-        message = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        return RunError(f"reward {self.label!r} failed: {message}")
+        return RunError(f"reward {self.label!r} failed: {type(error).__name__}: {error}")
 
     @torch.no_grad()
     def _scores(self, jobs: Sequence[Job]) -> list[Scores]:

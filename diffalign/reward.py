@@ -49,8 +49,9 @@ class Scores:
 class Reward(Protocol):
     """Scores every picture by itself: `(images, prompts, **metadata) -> (B,) | Scores`.
 
-    It may declare `differentiable`, `video` or `needs_reference` (True where it can or must; all
-    default to False), and may have `prepare(prompts)` to compute text features once per prompt.
+    It may declare `differentiable`, `video` or `needs_reference` (True where it can or must), `remote` or
+    `cpu_only` (True where it leaves the policy's device alone); all default to False. It may have
+    `prepare(prompts)` to compute text features once per prompt.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor | Scores:
@@ -80,7 +81,7 @@ AnyReward = Callable[..., Any]
 
 
 def capability(reward: object, name: str) -> bool:
-    """Whether a reward declares a capability (`differentiable`, `video`, `needs_reference`)."""
+    """Whether a reward declares a capability (see `Reward`)."""
     return bool(getattr(reward, name, False))
 
 

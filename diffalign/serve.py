@@ -129,8 +129,8 @@ class Server:
                 result.cancel()
                 raise HTTPException(499, "the client has gone.")
             return result.result()
-        except RunError as error:
-            raise HTTPException(500, str(error)) from error
+        except DiffalignError as error:  # 422: what the reward calls bad input would be bad again
+            raise HTTPException(500 if isinstance(error, RunError) else 422, str(error)) from error
         finally:
             gone.cancel()
 

@@ -19,6 +19,9 @@ def jpeg_incompressibility(images: Tensor, prompts: Sequence[str], **metadata: A
     return torch.tensor([kilobytes(p) for p in pixels.permute(0, 2, 3, 1).cpu()])
 
 
+jpeg_incompressibility.cpu_only = True
+
+
 def kilobytes(pixels: Tensor) -> float:
     """Size of one uint8 picture (H, W, 3) as JPEG."""
     buffer = io.BytesIO()

@@ -29,6 +29,7 @@ class Ocr:
     """
 
     needs = "extra: diffalign[ocr]"
+    cpu_only = True
     example_prompts = ('a sign that says "open"', 'the word "sale" in red letters', '"stop" on a wall')
 
     def __init__(self, side: int = 736, find: bool = True) -> None:

@@ -39,6 +39,7 @@ class Safety:
     """
 
     needs = "extra: diffalign[safety]"
+    cpu_only = True
 
     def __init__(self, labels: Sequence[str] = EXPOSED) -> None:
         for label in labels:

@@ -16,7 +16,7 @@ import torch
 REWARD = '''
 import os, sys, time
 import torch
-from diffalign.reward import Scores
+from diffalign.reward import DiffalignError, Scores
 
 class Bright:
     """Mean brightness; what else it does is in the prompts."""
@@ -34,6 +34,8 @@ class Bright:
                     time.sleep(0.01)
             elif what == "raise":
                 raise ValueError("no score for this one")
+            elif what == "refuse":
+                raise DiffalignError("no words to look for")
             elif what == "exit":
                 sys.exit(3)
         value = images.flatten(1).mean(1) * self.scale

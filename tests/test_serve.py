@@ -267,16 +267,22 @@ def test_no_batch_is_overfull():
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"), [("raise", "no score for this one"), ("exit", "SystemExit"), ("nan", "nan")]
+    ("bad", "status", "says"),
+    [
+        ("raise", 500, "no score for this one"),
+        ("exit", 500, "SystemExit"),
+        ("nan", 500, "nan"),
+        ("refuse", 422, "no words to look for"),
+    ],
 )
-def test_one_bad_request_fails_alone_and_leaks_no_traceback(url, local, gate, bad, says):
+def test_one_bad_request_fails_alone_and_leaks_no_traceback(url, local, gate, bad, status, says):
     asked = [(served.pictures(2, seed=k), ["a", "b"]) for k in range(3)]
     results, _ = at_once(url, gate, *asked, (served.pictures(2), ["", bad]))
     for (images, prompts), result in zip(asked, results, strict=False):
         torch.testing.assert_close(result.result().value, local(images, prompts).value)
     message = str(results[-1].exception())
     assert says in message
-    assert "500" in message
+    assert str(status) in message
     assert "Traceback" not in message
     assert ".py'" not in message.replace(".py:Bright'", "")
 
