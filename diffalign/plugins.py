@@ -35,7 +35,10 @@ def load(name: str, points: list[EntryPoint], built_in: bool = False) -> Any:
             "one package, or name the class itself, as module:NAME."
         )
     try:
-        return points[0].load()
+        found = points[0].load()
+        if not callable(found):
+            raise TypeError(f"a reward is a class or a function, not {found!r}")
+        return found
     except Exception as error:  # whatever a package of somebody else does wrong
         raise DiffalignError(
             f"the reward {name!r} of the package {offered[0]} cannot be loaded from {points[0].value}: "

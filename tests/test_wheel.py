@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SHIPPED = {"diffalign": "diffalign"} | {
-    folder: f"diffalign_{folder}" for folder in ("rewards", "configs", "demo")
-}
-
-
-def tracked() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", *SHIPPED], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return listed.stdout.splitlines()
+from packages import SHIPPED, copy_source, tracked
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory) -> set[str]:
     source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
-    for name in [*tracked(), "pyproject.toml", "README.md", "LICENSE"]:
-        if (ROOT / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
+    copy_source(source)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = out.glob("*.whl")
