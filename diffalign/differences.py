@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from diffalign.subject import Subject
 
-STEPS = (1e-6, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+STEPS = (1e-7, 1e-6, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """In units of a picture's range; one of them must agree: large ones are blunt, small ones drown in rounding."""
 
 TOLERANCE = {torch.float64: 0.02, torch.float32: 0.15}
@@ -25,13 +25,20 @@ TOLERANCE = {torch.float64: 0.02, torch.float32: 0.15}
 def wrong(subject: Subject, images: Tensor) -> Iterator[str]:
     """What is wrong with the gradient at these pictures."""
     with doubled(subject.reward):
-        images = images.to(_precision(subject, images)).requires_grad_()
-        total = subject.scores(images).value.sum()
-        slope = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
-        if slope is None or not bool(slope.isfinite().all()) or not bool(slope.any()):
-            yield "it declares `differentiable`, and its gradient is missing, zero or not finite"
-        else:
-            yield from _off(subject, images.detach(), slope)
+        if _takes_double(subject, images):
+            yield from _compared(subject, images.double())
+            return
+    yield from _compared(subject, images)
+
+
+def _compared(subject: Subject, images: Tensor) -> Iterator[str]:
+    images = images.clone().requires_grad_()
+    total = subject.scores(images).value.sum()
+    slope = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
+    if slope is None or not bool(slope.isfinite().all()) or not bool(slope.any()):
+        yield "it declares `differentiable`, and its gradient is missing, zero or not finite"
+    else:
+        yield from _off(subject, images.detach(), slope)
 
 
 def _off(subject: Subject, images: Tensor, slope: Tensor) -> Iterator[str]:
@@ -65,17 +72,16 @@ def directions(slope: Tensor) -> dict[str, Tensor]:
 def _difference(subject: Subject, images: Tensor, way: Tensor, step: float) -> float:
     """The central difference. Its ends want gradients too: without, rewards round as the official ones do."""
     ends = [(images + sign * step * way).to(images.dtype).requires_grad_() for sign in (1, -1)]
-    ahead, behind = (subject.ask(end).detach().sum() for end in ends)
+    ahead, behind = (subject.ask(end).sum() for end in ends)
     return float(ahead - behind) / (2 * step)
 
 
-def _precision(subject: Subject, images: Tensor) -> torch.dtype:
-    """Double, if the reward takes double pictures and computes with them."""
+def _takes_double(subject: Subject, images: Tensor) -> bool:
+    """Whether the reward takes double pictures and computes with them."""
     try:
-        found = subject.scores(images.double()).value.dtype
+        return subject.scores(images.double()).value.dtype == torch.float64
     except Exception:  # a model that insists on single precision
-        return torch.float32
-    return torch.float64 if found == torch.float64 else torch.float32
+        return False
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Subject:
 
     def ask(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
         """Scores (B,) on the CPU in float64, or (1,) of a set."""
-        return self.scores(images, prompts).value.double().cpu()
+        return self.scores(images, prompts).value.detach().double().cpu()
 
     def scores(self, images: Tensor, prompts: Sequence[str] | None = None) -> Scores:
         """What it returns, checked for its shape and for numbers that are not finite."""

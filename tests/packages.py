@@ -48,9 +48,7 @@ class Environment:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **OFFLINE, "PATH": path, "PYTHONPATH": "", "COLUMNS": "200", **more}
         first = shutil.which(command[0], path=path) or command[0]
-        return subprocess.run(
-            [first, *command[1:]], env=environment, cwd=cwd, capture_output=True, text=True
-        )
+        return subprocess.run([first, *command[1:]], env=environment, cwd=cwd, capture_output=True, text=True)
 
     def python(self, *arguments: str, **more: Path) -> str:
         """What its Python prints."""

@@ -62,7 +62,9 @@ def test_it_conforms(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_it_is_constructed_in_this_one_environment_or_says_which_weights_to_fetch(name, tmp_path, monkeypatch):
+def test_it_is_constructed_in_this_one_environment_or_says_which_weights_to_fetch(
+    name, tmp_path, monkeypatch
+):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     asked = registry.parameters(registry.reward_maker(name))
     known = {"encoder": "emoji_clip", "reward": "emoji_clip", "reference": "emoji", "references": "emoji"}
