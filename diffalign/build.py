@@ -19,7 +19,7 @@ from diffalign.policy import LoraSpec, Policy
 from diffalign.reward import AnyReward, WeightedSum
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
-from diffalign.steps import StepRule, default_rule
+from diffalign.steps import StepRule, default_rule, stochastic
 from diffalign.trainer import Schedule, Trainer
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def evaluator(
 
 def need_noise(steps: StepRule, model: Policy) -> None:
     """Training needs steps with a log-prob; an ODE, or `quiet_last` of all steps, leaves none."""
-    if not bool((steps.std(model.grid) > 1e-8).any()):
+    if not len(stochastic(steps, model.grid)):
         raise DiffalignError(
             f"no step of {steps} is stochastic on {model.grid.steps} step(s), so nothing has a log-probability. "
             "Use a rule with noise (ddim with eta > 0, flow_sde), and keep quiet_last below steps."

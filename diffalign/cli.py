@@ -58,11 +58,7 @@ def train(
         overrides, config = [config, *(overrides or [])], None
     try:
         report = launch.train(config, overrides or [], out, resume, _say)
-    except KeyboardInterrupt:
-        where = resume or out or "RUN"
-        _say(
-            f"interrupted; everything up to the last saved round is kept. Go on: diffalign train --resume {where}"
-        )
+    except KeyboardInterrupt:  # launch.train has said how to go on
         raise typer.Exit(130) from None
     _say(f"report: {report}")
 

@@ -20,6 +20,7 @@ from diffalign.policy import Policy
 from diffalign.progress import Bars, quiet_libraries
 from diffalign.runfolder import RunFolder, save_png
 from diffalign.seeds import derive
+from diffalign.steps import stochastic
 from diffalign.trackers import open_trackers
 from diffalign.trainer import Listener, Trainer
 from diffalign.walk import chunks, rollout
@@ -147,12 +148,14 @@ def _listener(bars: Bars, log: Callable[[Mapping[str, Any]], None] | None) -> Li
 def _totals(trainer: Trainer) -> dict[str, int]:
     """How many latents x steps each phase of a round takes on this process."""
     run, processes = trainer.run, trainer.run.accelerator.num_processes
-    steps = run.policy.grid.steps
-    pictures = run.batching.prompts_per_round * run.batching.images_per_prompt // processes
-    held = len(trainer.evaluator.prompts) // processes
+    batching, grid = run.batching, run.policy.grid
+    prompts, noisy = batching.prompts_per_round // processes, len(stochastic(run.rule, grid))
+    keep = getattr(trainer.algorithm, "keep", None)
+    kept = min(batching.images_per_prompt, 2 * keep if keep else batching.images_per_prompt)
     return {
-        "evaluating": held * steps,
-        **dict.fromkeys(("sampling", "reference", "update"), pictures * steps),
+        "evaluating": len(trainer.evaluator.prompts) // processes * grid.steps,
+        "sampling": prompts * batching.images_per_prompt * grid.steps,
+        **dict.fromkeys(("reference", "update"), prompts * kept * noisy),
     }
 
 

@@ -52,10 +52,10 @@ class Batching:
 
     def describe(self, processes: int) -> str:
         """The batch arithmetic in one line."""
-        effective = self.prompts_per_round * self.images_per_prompt // self.updates_per_round
         return (
-            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on "
-            f"{processes} process(es), {self.updates_per_round} update(s) of {effective} pictures each"
+            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on {processes} "
+            f"process(es), {self.updates_per_round} update(s) of "
+            f"{self.prompts_per_round // self.updates_per_round} prompts each"
         )
 
 

@@ -17,6 +17,8 @@ from diffalign.errors import DiffalignError
 from diffalign.grid import Grid, expand
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+STD_MIN = 1e-8
+"""A step with less noise than this counts as deterministic."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ class ODE:
         x0, eps = grid.x0_eps(output, x, i)
         signal, noise = grid.level(i + 1, x)
         return Gaussian(signal * x0 + noise * eps, torch.zeros_like(signal))
+
+
+def stochastic(rule: StepRule, grid: Grid) -> Tensor:
+    """Indices of the steps that have noise, and so a log-prob."""
+    return (rule.std(grid) > STD_MIN).nonzero().flatten()
 
 
 def default_rule(grid: Grid) -> StepRule:
