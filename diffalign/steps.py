@@ -96,7 +96,8 @@ class DDIM:
 class FlowSDE:
     """The stochastic sampler of flow models with the ODE's marginals (Flow-GRPO, eq. 9).
 
-    g_t = noise_level * sqrt(t / (1 - t)); at t = 1 the next level stands in for t in 1 - t.
+    g_t = noise_level * sqrt(t / (1 - t)); at the first level, which is 1 or nearly 1 (0.99999 in Wan's
+    scheduler), the next level stands in for t in 1 - t.
     mean = x - dt [v + g^2 / (2 t) (x + (1 - t) v)], std = g sqrt(dt).
     """
 
@@ -107,7 +108,8 @@ class FlowSDE:
         if not grid.flow:
             raise DiffalignError("rule 'flow_sde' is for flow models; this is a diffusion model: use 'ddim'.")
         t, after = grid.noise[:-1], grid.noise[1:]
-        return self.noise_level * (t / (1 - torch.where(t >= 1, after, t))).sqrt()
+        first = torch.arange(grid.steps) == 0
+        return self.noise_level * (t / (1 - torch.where(first, after, t))).sqrt()
 
     def std(self, grid: Grid) -> Tensor:
         """g sqrt(dt)."""
