@@ -51,6 +51,11 @@ def win_rate(base: Tensor, trained: Tensor) -> tuple[float, Interval]:
     return float(wins.mean()), bootstrap(wins)
 
 
+def middle(images: Tensor) -> Tensor:
+    """The pictures, or the middle frames of videos (B, F, 3, H, W)."""
+    return images if images.ndim == 4 else images[:, images.shape[1] // 2]
+
+
 def pairwise_distance(features: Tensor) -> float:
     """Mean cosine distance between the rows of features (B, E)."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
@@ -99,7 +104,7 @@ class Evaluator:
             scored = {label: self._scored(label, drawn, own) for label in self.rewards}
             images = _gather(self.run, drawn, lengths)
             scores = {label: _gather(self.run, values, lengths) for label, values in scored.items()}
-            diversity = pairwise_distance(self.embed(images)) if self.embed else float("nan")
+            diversity = pairwise_distance(self.embed(middle(images))) if self.embed else float("nan")
         return Sheet(images, scores, diversity)
 
     def _pictures(self, rows: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from diffalign.runfolder import RunFolder, save_png
 from diffalign.seeds import derive
 from diffalign.steps import stochastic
 from diffalign.trackers import open_trackers
-from diffalign.trainer import Listener, Trainer
+from diffalign.trainer import Listener, Trainer, require_same
 from diffalign.walk import chunks, rollout
 
 Say = Callable[[str], None]
@@ -36,6 +36,8 @@ def train(
     folder = RunFolder.open(Path(resume)) if resume else None
     settings = _settings(source, overrides, folder)
     processes()
+    if folder:
+        _go_on_with(folder, settings)
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
     with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
         trainer = build.trainer(settings, folder)
@@ -103,6 +105,13 @@ def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | 
             "say which config to train: a packaged one (see `diffalign list`) or a YAML file."
         )
     return config.load(str(folder.path / "config.yaml"), overrides)
+
+
+def _go_on_with(folder: RunFolder, settings: RunConfig) -> None:
+    """Refuse another config than the run's own; keep what may change on resuming."""
+    then = config.validate(folder.config(), source=str(folder.path / "config.yaml"))
+    require_same(then.identity(), settings.identity(), folder.path)
+    _on_main(lambda: folder.write_config(settings.resolved()), None)
 
 
 def _new_folder(settings: RunConfig, out: str | None, source: str) -> RunFolder:

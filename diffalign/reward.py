@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from diffalign.errors import RunError
+from diffalign.errors import DiffalignError, RunError
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,17 @@ AnyReward = Callable[..., Any]
 
 def capability(reward: object, name: str) -> bool:
     """Whether a reward declares a capability (`differentiable`, `video`, `needs_reference`)."""
+    reward = getattr(reward, "func", reward)  # of a function whose arguments are bound
     return bool(getattr(reward, name, False))
 
 
 def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward") -> Scores:
     """Call a reward and check what it returns: (B,) finite numbers, or an error that names it."""
+    if images.ndim == 5 and not capability(reward, "video"):
+        raise DiffalignError(
+            f"reward {label!r} scores pictures, and this model makes video {tuple(images.shape)}. Take a reward "
+            "that declares `video = True`."
+        )
     result = reward(images, prompts)
     scores = result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
     if scores.value.shape != (len(prompts),):
@@ -85,6 +91,7 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
 class WeightedSum:
     """The weighted sum of several rewards, with each one's own scores as parts."""
 
+    video: ClassVar[bool] = True  # as far as its members are, which `score` sees to
     rewards: Mapping[str, tuple[AnyReward, float]]
 
     @property
@@ -101,7 +108,7 @@ class WeightedSum:
     def __call__(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Scores:
         """The sum as value (B,), the single rewards as parts."""
         each = {label: score(reward, images, prompts, label) for label, (reward, _) in self.rewards.items()}
-        parts = {label: scores.value.float() for label, scores in each.items()}
+        parts = {label: scores.value.float().to(images.device) for label, scores in each.items()}
         for label, scores in each.items():
             parts |= {f"{label}.{name}": value for name, value in scores.parts.items()}
         total = sum(self.rewards[label][1] * parts[label] for label in self.rewards)

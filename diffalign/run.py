@@ -149,7 +149,8 @@ class Run:
         self.reward_row = {}
         for name, values in gathered.items():
             self.reward_row |= describe(f"reward/{name}", values)
-        self.metrics.add("kl", self.kl(batch))
+        with self.metrics.timed("kl"):
+            self.metrics.add("kl", self.kl(batch))
 
     def gather(self, values: Tensor) -> Tensor:
         """The values (B, ...) of all processes, process by process, on the CPU."""

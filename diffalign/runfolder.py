@@ -42,9 +42,7 @@ class RunFolder:
             folder.samples.mkdir(parents=True, exist_ok=True)
             folder.checkpoints.mkdir(exist_ok=True)
             _write(folder._metrics, "")
-            _write(
-                folder.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            )
+        folder.write_config(config)
         return folder
 
     @classmethod
@@ -76,6 +74,13 @@ class RunFolder:
         """The resolved config, as it was written."""
         loaded: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         return loaded
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """config.yaml: all keys of the run with their values."""
+        with _writing(self.path):
+            _write(
+                self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            )
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one round's metrics and flush them to disk; other processes than the main one do nothing."""

@@ -14,9 +14,16 @@ QUALITY = 95
 
 
 def jpeg_incompressibility(images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor:
-    """Kilobytes (1,000 bytes) of each picture at quality 95; images (B, 3, H, W) in [0, 1] -> (B,)."""
-    pixels = (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
-    return torch.tensor([kilobytes(p) for p in pixels.permute(0, 2, 3, 1).cpu()])
+    """Kilobytes (1,000 bytes) of each picture at quality 95; images (B, 3, H, W) in [0, 1] -> (B,).
+
+    Of a video (B, F, 3, H, W): the mean over its frames.
+    """
+    frames = images.reshape(len(images), -1, *images.shape[-3:])
+    pixels = (frames.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2).cpu()
+    return torch.tensor([sum(map(kilobytes, each)) / len(each) for each in pixels])
+
+
+jpeg_incompressibility.video = True  # type: ignore[attr-defined]
 
 
 def kilobytes(pixels: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,8 @@ def test_train_resume_and_sample(capfd, here):
 
     code, text = diffalign(capfd, "train", "--resume", "runs/emoji-d3po", "lr=1.0")
     assert (code, "another config (lr: 0.0" in text) == (2, True), text
+    shutil.rmtree(run / "checkpoints")  # killed before the first one: still the same run
+    assert diffalign(capfd, "train", "emoji-ddpo", "--resume", str(run))[0] == 2
 
     for extra, name in (([], "a.png"), (["--base"], "b.png")):
         assert diffalign(capfd, "sample", str(run), "--prompt", "red apple", "--out", name, *extra)[0] == 0

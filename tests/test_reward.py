@@ -1,9 +1,11 @@
 """What a reward may return, and what stops a run."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from diffalign.errors import RunError
+from diffalign.errors import DiffalignError, RunError
 from diffalign.reward import Scores, WeightedSum, capability, score
 
 IMAGES, PROMPTS = torch.rand(3, 3, 4, 4), ["a", "b", "c"]
@@ -39,3 +41,17 @@ def test_weighted_sum_keeps_its_parts():
 
 def test_a_sum_is_differentiable_if_all_are():
     assert not capability(WeightedSum({"m": (mean, 1.0)}), "differentiable")
+
+
+def test_a_reward_of_pictures_refuses_video_and_says_so():
+    with pytest.raises(DiffalignError, match=r"'mine' scores pictures.*\(2, 3, 3, 8, 8\)"):
+        score(lambda images, prompts: images.mean((1, 2, 3)), torch.rand(2, 3, 3, 8, 8), ["", ""], "mine")
+
+
+def test_what_a_function_declares_survives_bound_arguments():
+    def moving(images, prompts, rate=1):
+        return images.mean((1, 2, 3, 4)) * rate
+
+    moving.video = True
+    assert capability(partial(moving, rate=2), "video")
+    assert score(partial(moving, rate=2), torch.rand(2, 3, 3, 8, 8), ["", ""]).value.shape == (2,)

@@ -130,3 +130,39 @@ def test_ratio_warnings_name_both_numbers(tmp_path, caplog):
         trainer._check_ratio({"ratio/deviation": 2e-5})
     assert "2.0e-05" in caplog.text
     assert "1.0e-04" in caplog.text
+
+
+def test_rounds_time_their_own_phases(tmp_path):
+    trainer = make(tmp_path / "run", rounds=4, eval_every=2)
+    trainer.train()
+    assert ["seconds/evaluate" in row for row in trainer.folder.rows()] == [False, True, False, True]
+    assert all("seconds/kl" in row for row in trainer.folder.rows())
+
+
+def test_a_fallen_trained_reward_is_a_limit_too(tmp_path):
+    trainer = make(tmp_path / "run", rounds=4, max_heldout_drop=0.5)
+    trainer._apply_limits({"kl": 0.0, "heldout/total/gain_sd": -0.6})
+    assert "held-out total fell by 0.60 sd" in trainer.stopped
+
+
+def test_the_summary_holds_what_a_reader_needs(tmp_path):
+    summary = make(tmp_path / "run", rounds=2).train()
+    assert summary.keys() >= {
+        "heldout_reward_base", "heldout_reward", "gain_sd", "gain_sd_ci", "win_rate", "win_rate_ci",
+        "heldout_other", "denoiser_calls", "reward_calls", "seconds",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == summary.keys()
+
+
+def test_the_lora_that_is_left_holds_the_averaged_weights(tmp_path):
+    trainer = make(tmp_path / "run", rounds=3)
+    trainer.train()
+    latest, average = trainer.run.policy.delta.detach(), trainer.optimizer.ema.shadow_params[0]
+    assert not torch.equal(latest, average)
+    torch.testing.assert_close(weights(tmp_path / "run"), average, rtol=0, atol=0)
+
+
+def test_one_interrupted_process_interrupts_all(tmp_path, monkeypatch):
+    trainer = make(tmp_path / "run")
+    monkeypatch.setattr(trainer.run, "gather", lambda values: torch.tensor([0, 1]))
+    assert trainer._anywhere(False)
