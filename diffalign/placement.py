@@ -84,8 +84,10 @@ class Placement:
 
 
 def _convert(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    if getattr(module, "is_quantized", False) or getattr(module, "is_loaded_in_4bit", False):
+    """Move and cast a part; quantised weights keep their dtypes, and bitsandbytes has placed its own."""
+    if getattr(module, "is_loaded_in_4bit", False) or getattr(module, "is_loaded_in_8bit", False):
         return
+    dtype = None if getattr(module, "is_quantized", False) else dtype
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     if first is None or (
         first.device == torch.empty(0, device=device).device and dtype in (None, first.dtype)
