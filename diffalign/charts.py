@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ Row = Mapping[str, Any]
 INK = "#010203"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
 """Stand-ins that become the page's colours: `currentColor`, and --series-1 to --series-4."""
+
+STYLES = [(color, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1))) for color in SERIES]
+"""How curves are told apart: by colour, then by dashes; more than 16 start over."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,18 @@ def draw(chart: Chart, rows: Sequence[Row]) -> str:
         axes = figure.add_subplot()
         if chart.zero:
             axes.axhline(0, color=INK, linewidth=0.8, alpha=0.35)
-        for line, color in zip(chart.lines, SERIES, strict=False):
-            _curve(axes, line, color, rows)
-        _plain(axes, several=len(chart.lines) > 1)
+        for line, (color, dash) in zip(chart.lines, itertools.cycle(STYLES), strict=False):
+            _curve(axes, line, rows, color=color, linestyle=dash)
+        _plain(axes, len(chart.lines))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
     return _themed(text.getvalue(), f"{chart.title}, {chart.note}")
 
 
-def _curve(axes: Any, line: Line, color: str, rows: Sequence[Row]) -> None:
+def _curve(axes: Any, line: Line, rows: Sequence[Row], *, color: str, linestyle: Any) -> None:
     x, y = _points(line.key, rows)
-    axes.plot(x, y, color=color, linewidth=2, label=line.name, marker="o", markersize=5 if len(x) < 30 else 0)
+    dots = {"marker": "o", "markersize": 5 if len(x) < 30 else 0}
+    axes.plot(x, y, color=color, linestyle=linestyle, linewidth=2, label=line.name, **dots)
     if line.low and line.high:
         (around, low), (_, high) = _points(line.low, rows), _points(line.high, rows)
         axes.fill_between(around, low, high, color=color, alpha=0.15, linewidth=0)
@@ -90,7 +95,7 @@ def _points(key: str, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
-def _plain(axes: Any, *, several: bool) -> None:
+def _plain(axes: Any, curves: int) -> None:
     """Only what helps to read: a light grid, whole rounds, a legend where there is a choice."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_edgecolor(INK)
@@ -99,8 +104,8 @@ def _plain(axes: Any, *, several: bool) -> None:
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("round", color=INK)
-    if several:
-        axes.legend(frameon=False, labelcolor=INK, loc="best")
+    if curves > 1:
+        axes.legend(frameon=False, labelcolor=INK, loc="best", ncols=-(-curves // 6))
 
 
 def _themed(svg: str, label: str) -> str:

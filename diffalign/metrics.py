@@ -67,8 +67,14 @@ def describe(name: str, values: Tensor) -> dict[str, float]:
     }
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_mb` count from now on, where that can be done: on CUDA."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb() -> float:
-    """Peak memory of this process in MB: of the accelerator where there is one, else resident."""
+    """Peak memory of this process in MB: on CUDA since `forget_peak_memory`, else resident, from its start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

@@ -40,6 +40,7 @@ class Placement:
             _convert(part, CPU if waits else device, torch.float32 if upcast else dtype)
             if vae:
                 self._adapt_vae(part)
+        self._encoding = False
         shell.around_encoding = self._with_text_encoders
 
     def free_text_encoders(self) -> None:
@@ -51,12 +52,17 @@ class Placement:
             torch.cuda.empty_cache()
 
     def _with_text_encoders(self, encode: Callable[[], Any]) -> Any:
+        """Encode with the text encoders on the device; the outermost call brings them and sends them back."""
+        if self._encoding:
+            return encode()
         parts = [part for name, part in self.shell.modules().items() if name.startswith("text_encoder")]
         for part in parts:
             _convert(part, self.device, None)
+        self._encoding = True
         try:
             return encode()
         finally:
+            self._encoding = False
             for part in parts if self.offload else ():
                 _convert(part, CPU, None)
 

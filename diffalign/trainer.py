@@ -18,7 +18,7 @@ from diffalign import checkpoint
 from diffalign.algorithms import Algorithm
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator, Sheet
-from diffalign.metrics import peak_memory_mb
+from diffalign.metrics import forget_peak_memory, peak_memory_mb
 from diffalign.optimize import Optimizer
 from diffalign.run import Run
 from diffalign.runfolder import RunFolder
@@ -92,6 +92,7 @@ class Trainer:
         """Collect, then one optimizer step for every minibatch; the round's metrics."""
         run, calls, scored = self.run, self.run.policy.denoiser_calls, self.run.reward_calls
         run.update, self.latest = 0, None
+        forget_peak_memory()
         batch = self.algorithm.collect(run)
         with run.metrics.timed("update"):
             for minibatch in self.algorithm.minibatches(run, batch):
