@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffalign import prompts, registry
-from diffalign.config import RewardSpec, RunConfig
+from diffalign.config import RewardSpec, RunConfig, make
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator
 from diffalign.optimize import Optimizer, OptimizerSettings
@@ -23,6 +24,7 @@ from diffalign.steps import StepRule, default_rule, stochastic
 from diffalign.trainer import Schedule, Trainer
 
 T = TypeVar("T")
+PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
@@ -31,13 +33,25 @@ def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
     return kind(**{name: getattr(config, name) for name in names}, **more)
 
 
+def accelerator(config: RunConfig) -> Accelerator:
+    """This process, its device and its fellows."""
+    refuse_plugins()
+    on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
+    try:
+        return Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise DiffalignError(
+            f"accelerate does not start with mixed_precision={config.mixed_precision}: {error}"
+        ) from error
+
+
 def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
     """The captured model with its adapter, on this process's device."""
     set_seed(config.seed)  # the adapter's initial weights, the same on every process
-    call = {**config.call} | ({"negative_prompt": config.negative_prompt} if config.negative_prompt else {})
+    negative = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
     return Policy.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
-        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=call,
+        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=config.call | negative,
         lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
         mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
         gradient_checkpointing=config.gradient_checkpointing, offload=config.offload, device=accelerator.device,
@@ -48,39 +62,32 @@ def rule(config: RunConfig, model: Policy) -> StepRule:
     """The configured step rule, or the default one of the model's kind."""
     if config.rule is None:
         return default_rule(model.grid)
-    found: StepRule = registry.rule(config.rule.name)(**config.rule.arguments)
+    found: StepRule = make(config.rule, registry.rule)
     return found
 
 
 def rewards(specs: Mapping[str, RewardSpec]) -> dict[str, tuple[AnyReward, float]]:
     """label -> (reward, weight)."""
-    return {label: (registry.reward(s.name, **s.arguments), s.weight) for label, s in specs.items()}
-
-
-def algorithm(config: RunConfig) -> Any:
-    """The configured algorithm with its hyper-parameters."""
-    return registry.algorithm(config.algorithm.name)(**config.algorithm.arguments)
+    return {label: (make(spec, registry.reward_maker), spec.weight) for label, spec in specs.items()}
 
 
 def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     """Everything a run needs, checked before any model is loaded where possible."""
-    on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
-    refuse_plugins(accelerator)
-    batching = pick(Batching, config)
-    batching.check(accelerator.num_processes)
+    here = accelerator(config)
+    batching, method = pick(Batching, config), make(config.algorithm, registry.algorithm)
+    batching.check(here.num_processes)
     trained, watched = WeightedSum(rewards(config.reward)), rewards(config.heldout_reward)
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     refuse_overlap(train_prompts, heldout)
-    model = policy(config, accelerator)
+    model = policy(config, here)
+    model.check_prompts([*train_prompts, *heldout[: config.heldout_limit]])
     steps = rule(config, model)
     need_noise(steps, model)
-    run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=accelerator)
-    method = algorithm(config)
+    run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=here)
     updates = config.rounds * config.updates_per_round * getattr(method, "epochs", 1)
     settings = pick(OptimizerSettings, config, updates=updates)
     return Trainer(
-        run, method, Optimizer(model.trainable(), settings, accelerator),
+        run, method, Optimizer(model.trainable(), settings, here),
         evaluator(config, run, heldout, watched), pick(Schedule, config), folder, identity=config.identity(),
     )  # fmt: skip
 
@@ -112,11 +119,11 @@ def refuse_overlap(trained: list[str], heldout: list[str]) -> None:
         )
 
 
-def refuse_plugins(accelerator: Accelerator) -> None:
-    """FSDP and DeepSpeed would shard the weights behind our back."""
-    name = str(accelerator.distributed_type).split(".")[-1]
-    if name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise DiffalignError(
-            f"accelerate is configured for {name}, which diffalign does not support yet. "
-            "Choose multi-GPU (DDP) or a single process in `accelerate config`."
-        )
+def refuse_plugins() -> None:
+    """Plugins of accelerate would shard the weights behind our back, or be ignored by a single process."""
+    for name in PLUGINS:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() not in ("", "0", "false", "no", "off"):
+            raise DiffalignError(
+                f"accelerate is configured for {name} (ACCELERATE_USE_{name}), which diffalign does not support "
+                "yet. Choose multi-GPU (DDP) or a single process in `accelerate config`."
+            )

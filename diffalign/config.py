@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from diffalign import registry
+from diffalign.arguments import convert, schema
+from diffalign.bounds import Above0, Count, Decay, NotNegative, Positive, Seed
 from diffalign.configfile import Origins, Raw, Rejected, explain, override, read
 from diffalign.errors import DiffalignError
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
     """No unknown keys, and no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class LoraConfig(Strict):
@@ -97,13 +95,13 @@ class RunConfig(Strict):
     # the optimizer
     lr: Above0
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    warmup_updates: Count = 0
     weight_decay: NotNegative = 1e-4
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
     adam_eps: Above0 = 1e-8
     max_grad_norm: Above0 = 1.0
-    ema_decay: Fraction | None = None
+    ema_decay: Decay | None = None
 
     # looking, stopping, saving
     eval_every: Positive = 5
@@ -115,13 +113,17 @@ class RunConfig(Strict):
     checkpoint_every: Positive = 5
     keep_checkpoints: Positive = 2
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
-    seed: int = 0
+    seed: Seed = 0
     out: str | None = None
 
     @field_validator("algorithm")
     @classmethod
     def _algorithm(cls, value: Named) -> Named:
-        return _fits(value, registry.algorithm)
+        try:
+            make(_fits(value, registry.algorithm), registry.algorithm)
+        except DiffalignError as error:  # what an algorithm checks itself
+            raise ValueError(str(error)) from error
+        return value
 
     @field_validator("rule")
     @classmethod
@@ -146,15 +148,60 @@ class RunConfig(Strict):
             )
         return value
 
+    @field_validator("call")
+    @classmethod
+    def _has_no_keys_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted({"guidance_scale", "negative_prompt"} & value.keys()):
+            raise ValueError(
+                f"holds {name}, which is a key of its own; write {name}: {value[name]!r} beside `call`"
+            )
+        return value
+
+    @field_validator("diversity")
+    @classmethod
+    def _embeds(cls, value: str | None) -> str | None:
+        try:
+            embeds = value is None or hasattr(registry.reward_maker(value), "embed")
+        except DiffalignError as error:
+            raise ValueError(str(error)) from error
+        if not embeds:
+            raise ValueError(
+                f"is {value}, which has no method embed(images); take emoji_clip, a reward of yours that has one, "
+                "or null to leave diversity out"
+            )
+        return value
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, value: list[str]) -> list[str]:
+        if missing := [name for name in value if importlib.util.find_spec(name) is None]:
+            raise ValueError(
+                f"need packages: pip install {' '.join(missing)}, or leave them out: trackers=[]"
+            )
+        return value
+
     @field_validator("images_per_prompt")
     @classmethod
     def _enough_pictures(cls, value: int, info: ValidationInfo) -> int:
-        chosen: Named | None = info.data.get("algorithm")
-        needed = getattr(registry.algorithm(chosen.name), "min_images_per_prompt", 1) if chosen else 1
-        if chosen and value < needed:
-            raise ValueError(
-                f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
-            )
+        if chosen := info.data.get("algorithm"):
+            needed = getattr(make(chosen, registry.algorithm), "min_images_per_prompt", 1)
+            if value < needed:
+                raise ValueError(
+                    f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
+                )
+        return value
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _holds_a_prompt(cls, value: int, info: ValidationInfo) -> int:
+        chosen, images = info.data.get("algorithm"), info.data.get("images_per_prompt")
+        if chosen and images:
+            together = getattr(make(chosen, registry.algorithm), "together", None)
+            if together and value < (needed := together(images)):
+                raise ValueError(
+                    f"is {value}, but {chosen.name} passes {needed} pictures of a prompt through the denoiser at "
+                    f"once; make it {needed} or more, or let algorithm.keep choose fewer of them"
+                )
         return value
 
     @field_validator("updates_per_round")
@@ -208,6 +255,12 @@ def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -
         raise explain(error, RunConfig, origins or {}, source) from None
 
 
+def make(value: Named, find: Callable[[str], Callable[..., Any]]) -> Any:
+    """What a name and its arguments stand for, such as an algorithm with its hyper-parameters."""
+    maker = find(value.name)
+    return registry.make(value.name, maker, convert(maker, value.arguments))
+
+
 def _fits(value: Named, find: Callable[[str], Callable[..., Any]]) -> Named:
     if problems := _problems(value, find, ""):
         raise Rejected(problems)
@@ -217,24 +270,11 @@ def _fits(value: Named, find: Callable[[str], Callable[..., Any]]) -> Named:
 def _problems(value: Named, find: Callable[[str], Callable[..., Any]], label: str) -> list[tuple[str, str]]:
     """What is wrong with a name or its arguments: (key below this one, message)."""
     try:
-        schema = _schema(find(value.name))
-        schema.model_validate(value.arguments)
+        maker = find(value.name)
     except DiffalignError as error:
         return [(f"{label}.name".strip("."), str(error))]
+    try:
+        convert(maker, value.arguments)
     except ValueError as error:
-        return Rejected.of(error, schema, label).problems
+        return Rejected.of(error, schema(maker), label).problems
     return []
-
-
-def _schema(maker: Callable[..., Any]) -> type[BaseModel]:
-    """What a class or function takes, as a model that refuses unknown arguments."""
-    known = registry.parameters(maker).values()
-    named: Mapping[str, Any] = {
-        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
-        for p in known
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    extra: Literal["allow", "forbid"] = "allow" if any(p.kind is p.VAR_KEYWORD for p in known) else "forbid"
-    return create_model(
-        "Arguments", __config__=ConfigDict(extra=extra, arbitrary_types_allowed=True), **named
-    )

@@ -46,6 +46,10 @@ class Encoder:
             batch = self.capture.encode(distinct)
         return Conditioning(batch)[[distinct.index(prompt) for prompt in prompts]]
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are too long for the model, by encoding the longest of them."""
+        self.texts(self.lengths.longest(prompts))
+
     def embeds(self, given: dict[str, Any]) -> Batch:
         """Conditioning given as embeddings, with a row for each sample."""
         if not given:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from safetensors import SafetensorError
 
@@ -25,6 +25,9 @@ from diffalign.trackers import open_trackers
 from diffalign.trainer import Listener, Trainer, require_same
 from diffalign.walk import chunks, rollout
 
+PICTURES = (".png", ".webp")
+"""What pictures are written as; both hold animations, for video."""
+
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -39,8 +42,9 @@ def train(
     if folder:
         _go_on_with(folder, settings)
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
-    with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
+    with _beginning(folder, resume), faults(again := "the same command"), _interrupted(again, say):
         trainer = build.trainer(settings, folder)
+    with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
         _introduce(trainer, folder, say)
         _run(trainer, settings, resume is not None)
         return _on_main(lambda: report.write(folder), folder.path / "report.html")
@@ -49,9 +53,9 @@ def train(
 def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool) -> list[Path]:
     """Pictures of a run's model, or of the untuned one, for some prompts; the files written."""
     folder = RunFolder.open(Path(run))
-    settings = config.validate(folder.config(), source=str(folder.path / "config.yaml"))
+    settings, pictures_to = _own_settings(folder), _pictures(out)
     with faults("the same command"), torch.no_grad():
-        policy = build.policy(settings, Accelerator(mixed_precision=settings.mixed_precision))
+        policy = build.policy(settings, build.accelerator(settings))
         if not base:
             _load_trained(policy, folder)
         count = range(len(prompts))
@@ -63,7 +67,7 @@ def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool
         pictures = torch.cat(
             [policy.decode(batch.final[rows]) for rows in chunks(len(batch), settings.sample_batch)]
         )
-    return _save(pictures, out)
+        return _save(pictures, pictures_to)
 
 
 @contextmanager
@@ -90,8 +94,20 @@ def _interrupted(go_on: str, say: Say) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _beginning(folder: RunFolder, resume: str | None) -> Iterator[None]:
+    """Leave no folder of a new run that cannot even begin."""
+    try:
+        yield
+    except BaseException:
+        if resume is None:
+            folder.discard()
+        raise
+
+
 def processes() -> PartialState:
     """The launched processes; without an accelerator, accelerate joins them only if told to use the CPU."""
+    build.refuse_plugins()
     if "WORLD_SIZE" in os.environ and not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -107,10 +123,14 @@ def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | 
     return config.load(str(folder.path / "config.yaml"), overrides)
 
 
+def _own_settings(folder: RunFolder) -> RunConfig:
+    """What the run was made with, but for its trackers, whose packages may be gone."""
+    return config.validate(folder.config() | {"trackers": []}, source=str(folder.path / "config.yaml"))
+
+
 def _go_on_with(folder: RunFolder, settings: RunConfig) -> None:
     """Refuse another config than the run's own; keep what may change on resuming."""
-    then = config.validate(folder.config(), source=str(folder.path / "config.yaml"))
-    require_same(then.identity(), settings.identity(), folder.path)
+    require_same(_own_settings(folder).identity(), settings.identity(), folder.path)
     _on_main(lambda: folder.write_config(settings.resolved()), None)
 
 
@@ -184,8 +204,18 @@ def _load_trained(policy: Policy, folder: RunFolder) -> None:
         policy.load_adapter_state(checkpoint.load(checkpoint.latest(folder.checkpoints))["policy"])
 
 
+def _pictures(out: Path) -> Path:
+    """Where pictures go: a file that can be written, or the stem of several, which may be in a folder."""
+    out = out / "picture" if out.is_dir() else out
+    if out.suffix.lower() not in ("", *PICTURES):
+        raise DiffalignError(
+            f"{out} is no picture that can be written: end its name in {', '.join(PICTURES)}, or leave the end out."
+        )
+    return out
+
+
 def _save(pictures: torch.Tensor, out: Path) -> list[Path]:
-    """One picture under its name; several numbered beside it, or in the folder."""
+    """One picture under its name; several numbered beside it."""
     stem, suffix = (out, ".png") if not out.suffix else (out.with_suffix(""), out.suffix)
     one = len(pictures) == 1 and bool(out.suffix)
     paths = [out] if one else [stem.with_name(f"{stem.name}-{k:03d}{suffix}") for k in range(len(pictures))]

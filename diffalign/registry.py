@@ -10,14 +10,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from diffalign.errors import DiffalignError, unknown
+from diffalign.arguments import parameters
+from diffalign.errors import DiffalignError, told, unknown
 from diffalign.prompts import package_roots
 
 
@@ -65,22 +67,21 @@ def rule(name: str) -> type[Any]:
 
 def reward(name: str, **arguments: Any) -> Any:
     """A reward, made with its arguments."""
-    return reward_maker(name)(**arguments)
+    return make(name, reward_maker(name), arguments)
+
+
+def make(name: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class or a maker; an error of its own code becomes one that says what could not be made."""
+    with _code_of(repr(name), "made"):
+        return maker(**arguments)
 
 
 def reward_maker(name: str) -> Callable[..., Any]:
     """What makes a reward: a class, or a plain function to which arguments are bound."""
     found = _resolve("reward", name, rewards(), _built_in_reward)
+    if isinstance(found, type) and not any("__call__" in vars(parent) for parent in found.__mro__):
+        raise DiffalignError(f"{name} is not a reward: its class needs a method __call__(images, prompts).")
     return found if isinstance(found, type) else _binder(found)
-
-
-def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The arguments that a class or a maker takes, by name, with evaluated annotations."""
-    try:
-        signature = inspect.signature(maker, eval_str=True)
-    except NameError:  # annotations that are imported for type checkers only
-        signature = inspect.signature(maker)
-    return signature.parameters
 
 
 def _binder(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,7 +109,7 @@ def _resolve(kind: str, name: str, built_in: Iterable[str], load: Callable[[str]
 def _own(kind: str, name: str) -> Any:
     """`module:Name` or `path/file.py:Name`; the current folder is searched as `python -m` would."""
     where, _, attribute = name.rpartition(":")
-    module = _run_file(Path(where)) if where.endswith(".py") else _import(kind, where)
+    module = _run_file(kind, Path(where)) if where.endswith(".py") else _import(kind, where)
     if not hasattr(module, attribute):
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise unknown(f"{kind} in {where}", attribute, public)
@@ -118,16 +119,15 @@ def _own(kind: str, name: str) -> Any:
 def _import(kind: str, name: str) -> ModuleType:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
+    with _code_of(
+        f"{kind} module {name!r}",
+        "imported",
+        f" It was looked for from {Path.cwd()}; path/to/file.py:NAME works as well.",
+    ):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DiffalignError(
-            f"{kind} module {name!r} could not be imported: {error}. Give a module that Python finds from "
-            f"{Path.cwd()}, or path/to/file.py:NAME."
-        ) from error
 
 
-def _run_file(path: Path) -> ModuleType:
+def _run_file(kind: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise DiffalignError(f"the file {path} does not exist (looked in {Path.cwd()}).")
     name = f"diffalign_file_{path.stem}"
@@ -136,8 +136,20 @@ def _run_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    with _code_of(f"{kind} file {path}", "imported"):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _code_of(what: str, done: str, hint: str = "") -> Iterator[None]:
+    """Around code that is not ours: what goes wrong in it is said without a traceback of ours."""
+    try:
+        yield
+    except DiffalignError:
+        raise
+    except Exception as error:
+        raise DiffalignError(f"{what} could not be {done}: {told(error)}.{hint}") from error
 
 
 def _files(package: str) -> list[str]:
@@ -156,7 +168,8 @@ def _built_in_algorithm(name: str) -> Any:
 def _built_in_reward(name: str) -> Any:
     """What carries the file's name: a function `jpeg_size`, or a class `JpegSize`."""
     if name in (plugins := _plugins()):
-        return plugins[name].load()
+        with _code_of(f"reward {name!r} of an installed package", "imported"):
+            return plugins[name].load()
     module = importlib.import_module(f"diffalign_rewards.{name}")
     spellings = {n.lower(): value for n, value in vars(module).items()}
     return getattr(module, name, None) or spellings[name.replace("_", "")]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffalign.errors import DiffalignError, RunError
+from diffalign.errors import DiffalignError, RunError, told
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
             f"reward {label!r} scores pictures, and this model makes video {tuple(images.shape)}. Take a reward "
             "that declares `video = True`."
         )
-    result = reward(images, prompts)
-    scores = result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
+    scores = _asked(reward, images, prompts, label)
     if scores.value.shape != (len(prompts),):
         raise RunError(
             f"reward {label!r} returned shape {tuple(scores.value.shape)} for {len(prompts)} pictures; "
@@ -85,6 +84,23 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
             f"pictures, the first for {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
         )
     return scores
+
+
+def _asked(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str) -> Scores:
+    """What the reward returns, as Scores; what goes wrong in it becomes an error that names it."""
+    try:
+        result = reward(images, prompts)
+    except (DiffalignError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RunError(f"reward {label!r} raised {told(error)}. Fix it, then resume.") from error
+    try:
+        return result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"reward {label!r} returned {type(result).__name__} {result!r:.60}; it must return numbers, one a "
+            f"picture, shape ({len(prompts)},), or Scores."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,13 @@ class Run:
         """
         steps = batch.live if steps is None else steps
         which = torch.cartesian_prod(torch.arange(len(members)), steps)
-        for piece in torch.split(which, max(1, self.batching.micro_batch // members.shape[1])):
+        size = self.batching.micro_batch // members.shape[1]
+        if not size:
+            raise DiffalignError(
+                f"micro_batch = {self.batching.micro_batch} is smaller than the {members.shape[1]} samples that go "
+                f"through the denoiser together; make it {members.shape[1]} or more."
+            )
+        for piece in torch.split(which, size):
             rows = members[piece[:, 0]]
             yield rows, piece[:, 1:].expand_as(rows)
 

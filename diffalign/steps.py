@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffalign.bounds import Count, NotNegative, UpTo1
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid, expand
 
@@ -68,8 +69,8 @@ class DDIM:
     noise has so small a sigma that its log-prob would drown those of all other steps.
     """
 
-    eta: float = 1.0
-    quiet_last: int = 0
+    eta: UpTo1 = 1.0
+    quiet_last: Count = 0
 
     def std(self, grid: Grid) -> Tensor:
         """sigma of eq. 16: eta * sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))."""
@@ -101,7 +102,7 @@ class FlowSDE:
     mean = x - dt [v + g^2 / (2 t) (x + (1 - t) v)], std = g sqrt(dt).
     """
 
-    noise_level: float = 0.7
+    noise_level: NotNegative = 0.7
 
     def diffusion(self, grid: Grid) -> Tensor:
         """g at the start of every step, (N,) float64."""

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors ranks",
+    "errors ranks bounds",
     "seeds grid losses credit reward",
     "steps",
     "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
@@ -22,7 +22,7 @@ LAYERS = [
     "evaluate optimize",
     "algorithms",
     "trainer search",
-    "registry configfile charts",
+    "arguments registry configfile charts",
     "config",
     "build report",
     "progress trackers launch doctor doctor_text",

@@ -25,6 +25,24 @@ def test_a_wrong_shape_names_the_reward_and_both_shapes(bad):
         score(bad, IMAGES, PROMPTS, "mine")
 
 
+def unready(images, prompts):
+    raise ValueError("no weights yet")
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        (unready, r"'mine' raised ValueError: no weights yet \(.*test_reward.py:\d+\)"),
+        (lambda i, p: None, r"'mine' returned NoneType None; it must return numbers, .* shape \(3,\)"),
+        (lambda i, p: ["good", "bad", "good"], r"'mine' returned list \['good'.* must return numbers"),
+    ],
+)
+def test_what_goes_wrong_in_a_reward_names_it(bad, expected):
+    for reward in (bad, WeightedSum({"mine": (bad, 1.0)})):
+        with pytest.raises(RunError, match=expected):
+            score(reward, IMAGES, PROMPTS, "mine")
+
+
 def test_nan_names_the_reward_and_the_prompt():
     with pytest.raises(RunError, match="'mine' returned nan for 1 of 3 pictures, the first for 'b'"):
         score(lambda i, p: torch.tensor([0.0, float("nan"), 0.0]), IMAGES, PROMPTS, "mine")

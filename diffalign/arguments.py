@@ -1,0 +1,52 @@
+"""Arguments of algorithms, rules and rewards, checked against the signature of what takes them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from diffalign.errors import DiffalignError
+
+
+def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a class or a maker takes, by name, with evaluated annotations."""
+    try:
+        signature = inspect.signature(maker, eval_str=True)
+    except (NameError, AttributeError, TypeError):  # annotations that only type checkers can evaluate
+        signature = inspect.signature(maker)
+    except ValueError as error:
+        raise DiffalignError(
+            f"{error}, so its arguments are unknown; wrap it in a function of your own."
+        ) from error
+    return signature.parameters
+
+
+def convert(maker: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a config in the annotated types: a list as a tuple, a text as a path, an int as a float.
+
+    Nothing else is converted; raises pydantic's ValidationError.
+    """
+    found = schema(maker).model_validate_json(json.dumps(given, default=str))
+    return {name: getattr(found, name) for name in found.model_fields_set}
+
+
+def schema(maker: Callable[..., Any]) -> type[BaseModel]:
+    """What a class or function takes, as a model that refuses unknown arguments and other types."""
+    known = parameters(maker).values()
+    named: Mapping[str, Any] = {
+        p.name: (_annotation(p), ... if p.default is p.empty else p.default)
+        for p in known
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not p.name.startswith("_")
+    }
+    extra: Literal["allow", "forbid"] = "allow" if any(p.kind is p.VAR_KEYWORD for p in known) else "forbid"
+    rules = ConfigDict(extra=extra, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return create_model("Arguments", __config__=rules, **named)
+
+
+def _annotation(parameter: inspect.Parameter) -> Any:
+    unknown = parameter.annotation is parameter.empty or isinstance(parameter.annotation, str)
+    return Any if unknown else parameter.annotation
