@@ -225,6 +225,12 @@ class Capture:
             self._run(batch, Watch(denoise, _stop))
         return calls
 
+    def prepared(self, cond: Conditioning) -> Conditioning:
+        """The same, with the denoiser's arguments found out now: whatever is taken from it has them too."""
+        if self.template is not None:
+            self.captured(cond)
+        return cond
+
     def captured(self, cond: Conditioning) -> Batch:
         """The denoiser's arguments for this conditioning, found out once and kept with it."""
         assert self.template is not None

@@ -50,14 +50,16 @@ def train(
         return _on_main(lambda: report.write(folder), folder.path / "report.html")
 
 
-def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool) -> list[Path]:
-    """Pictures of a run's model, or of the untuned one, for some prompts; the files written."""
+def sample(
+    run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool, best: bool = False
+) -> list[Path]:
+    """Pictures of a run's model, of its best evaluation's, or of the untuned one; the files written."""
     folder = RunFolder.open(Path(run))
     settings, pictures_to = _own_settings(folder), _pictures(out)
     with faults("the same command"), torch.no_grad():
         policy = build.policy(settings, build.accelerator(settings))
         if not base:
-            _load_trained(policy, folder)
+            _load_trained(policy, folder, best=best)
         count = range(len(prompts))
         steps, noise = ([derive(seed, kind, k) for k in count] for kind in ("steps", "noise"))
         batch = rollout(
@@ -196,12 +198,17 @@ def _on_main(action: Callable[[], T], otherwise: T) -> T:
     return result
 
 
-def _load_trained(policy: Policy, folder: RunFolder) -> None:
-    """The final weights, or those of the newest checkpoint where the run has not ended."""
-    if (folder.path / "lora").is_dir():
-        policy.load(folder.path / "lora")
+def _load_trained(policy: Policy, folder: RunFolder, *, best: bool) -> None:
+    """The best or the final weights; before the end, the newest checkpoint's, averaged where it has an EMA."""
+    path = folder.path / ("lora-best" if best else "lora")
+    if path.is_dir():
+        policy.load(path)
+    elif best:
+        raise DiffalignError(f"{folder.path} has no lora-best: no evaluation yet, or keep_best is false.")
     else:
-        policy.load_adapter_state(checkpoint.load(checkpoint.latest(folder.checkpoints))["policy"])
+        state = checkpoint.load(checkpoint.latest(folder.checkpoints))
+        weights, ema = state["policy"], state["optimizer"]["ema"]
+        policy.load_adapter_state(dict(zip(weights, ema["shadow_params"], strict=True)) if ema else weights)
 
 
 def _pictures(out: Path) -> Path:

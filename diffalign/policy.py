@@ -142,7 +142,7 @@ class Policy:
         batch = self.encoder.embeds(embeds)
         if not self._probed:
             self._probe(batch[[0, min(1, batch.size - 1)]])
-        return Conditioning(batch)
+        return self.capture.prepared(Conditioning(batch))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts of which some are longer than the model takes, before any is drawn."""

@@ -183,6 +183,8 @@ def test_train_resume_and_sample(capfd, here):
 
     for extra, name in (([], "a.png"), (["--base"], "b.png"), (["--best"], "c.png")):
         assert diffalign(capfd, "sample", str(run), "--prompt", "red apple", "--out", name, *extra)[0] == 0
+    both = diffalign(capfd, "sample", str(run), "--prompt", "x", "--out", "d.png", "--base", "--best")
+    assert (both[0], "two different models" in both[1]) == (2, True)
     a, b = (Image.open(name) for name in ("a.png", "b.png"))
     assert a.size == b.size == (64, 64)
     assert a.tobytes() != b.tobytes()

@@ -10,9 +10,10 @@ from torch import nn
 
 from diffalign.loading import load_pipeline
 from diffalign.placement import _convert
+from diffalign.policy import LoraSpec, Policy
 from diffalign.shell import view
 
-from .families.stable_diffusion import stable_diffusion
+from .families.stable_diffusion import SIZE, stable_diffusion
 
 META = torch.device("meta")
 
@@ -36,6 +37,19 @@ def test_quantised_parts_move_without_a_cast_and_bitsandbytes_stays(marks, devic
     module = part(**marks)
     _convert(module, META, torch.float16)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {(device, dtype)}
+
+
+def test_text_encoders_come_to_the_device_once_for_many_prompts(monkeypatch: pytest.MonkeyPatch):
+    policy = Policy(stable_diffusion(), steps=3, call=SIZE, lora=LoraSpec(rank=2), offload=True)
+    text, moved = policy.shell.pipe.text_encoder, []
+    monkeypatch.setattr(
+        "diffalign.placement._convert", lambda part, device, dtype: moved.append((part is text, device.type))
+    )
+    policy.device = policy.placement.device = META
+    policy.encode(["cat", "two dogs", "cat"])
+    assert moved == [(True, "meta"), (True, "cpu")]
+    policy.encode(["cat", "two dogs"])
+    assert len(moved) == 2, "both are remembered"
 
 
 def test_weights_that_quanto_made_move_whole(tmp_path: Path):

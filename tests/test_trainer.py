@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from toys import Chain, ChainPolicy
 from diffalign.algorithms.ddpo import DDPO
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator
+from diffalign.launch import _load_trained
+from diffalign.metrics import forget_peak_memory
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
@@ -89,6 +92,24 @@ def test_calls_are_counted(tmp_path):
     assert row["reward_calls"] == 8
 
 
+def test_peak_memory_is_a_round_s_own(tmp_path, monkeypatch):
+    trainer, events = make(tmp_path / "run"), []
+    monkeypatch.setattr("diffalign.trainer.forget_peak_memory", lambda: events.append("forgotten"))
+    monkeypatch.setattr(trainer.algorithm, "collect", lambda run: events.append("collected") or run.sample())
+    monkeypatch.setattr(trainer.algorithm, "minibatches", lambda run, batch: [])
+    trainer.one_round()
+    assert events == ["forgotten", "collected"]
+
+
+def test_peak_memory_is_forgotten_on_cuda_alone(monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        forget_peak_memory()
+    assert events == ["reset"]
+
+
 def test_too_much_kl_stops(tmp_path):
     summary = make(tmp_path / "run", lr=1.0, rounds=50, max_kl=1.0).train()
     assert summary["rounds"] < 50
@@ -116,6 +137,26 @@ def test_the_best_weights_are_kept(tmp_path):
     )
     assert summary["best_round"] == best["round"] + 1
     assert (tmp_path / "run" / "lora-best").is_dir()
+
+
+def test_samples_are_of_the_final_the_best_or_before_the_end_the_averaged_weights(tmp_path):
+    trainer = make(tmp_path / "run", lr=0.2, rounds=4)
+    trainer.train()
+
+    def sampled(*, best: bool = False) -> torch.Tensor:
+        fresh = PicturePolicy(2, 3)
+        _load_trained(fresh, trainer.folder, best=best)
+        return fresh.delta.detach()
+
+    assert torch.equal(sampled(), weights(tmp_path / "run"))
+    best = load_file(tmp_path / "run" / "lora-best" / "delta.safetensors")["delta"]
+    assert torch.equal(sampled(best=True), best)
+    shutil.rmtree(tmp_path / "run" / "lora")
+    assert torch.equal(sampled(), trainer.optimizer.ema.shadow_params[0])
+    assert not torch.equal(sampled(), trainer.run.policy.delta)
+    shutil.rmtree(tmp_path / "run" / "lora-best")
+    with pytest.raises(DiffalignError, match="no evaluation yet, or keep_best is false"):
+        sampled(best=True)
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
