@@ -191,6 +191,19 @@ class RunConfig(Strict):
                 )
         return value
 
+    @field_validator("warmup_updates")
+    @classmethod
+    def _ends(cls, value: int, info: ValidationInfo) -> int:
+        chosen, given = info.data.get("algorithm"), info.data
+        if chosen and {"rounds", "updates_per_round"} <= given.keys():
+            epochs = getattr(make(chosen, registry.algorithm), "epochs", 1)
+            updates = given["rounds"] * given["updates_per_round"] * epochs
+            if value >= updates:
+                raise ValueError(
+                    f"is {value}, but the run has {updates} update(s) in all; make it less than that"
+                )
+        return value
+
     @field_validator("micro_batch")
     @classmethod
     def _holds_a_prompt(cls, value: int, info: ValidationInfo) -> int:

@@ -28,6 +28,10 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """The pipeline of a model; DiffalignError says what is missing."""
     source = _source(model)
+    if revision and Path(source).is_dir():
+        raise DiffalignError(
+            f"{model!r} is a folder, which has no revision {revision!r}; leave revision out."
+        )
     options: dict[str, Any] = {"revision": revision, "variant": variant, "use_safetensors": True}
     options["dtype"] = dtype_of(dtype) or torch.float32
     if quantize:

@@ -72,11 +72,13 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
             "that declares `video = True`."
         )
     scores = _asked(reward, images, prompts, label)
-    if scores.value.shape != (len(prompts),):
-        raise RunError(
-            f"reward {label!r} returned shape {tuple(scores.value.shape)} for {len(prompts)} pictures; "
-            f"it must return one score a picture, shape ({len(prompts)},)."
-        )
+    named = {label: scores.value} | {f"{label}.{part}": values for part, values in scores.parts.items()}
+    for name, values in named.items():
+        if values.shape != (len(prompts),):
+            raise RunError(
+                f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} pictures; "
+                f"it must return one score a picture, shape ({len(prompts)},)."
+            )
     bad = (~scores.value.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise RunError(
@@ -95,7 +97,9 @@ def _asked(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str
     except Exception as error:
         raise RunError(f"reward {label!r} raised {told(error)}. Fix it, then resume.") from error
     try:
-        return result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
+        given = result if isinstance(result, Scores) else Scores(result)
+        parts = {name: torch.as_tensor(values) for name, values in given.parts.items()}
+        return Scores(torch.as_tensor(given.value), parts, given.uncertainty)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"reward {label!r} returned {type(result).__name__} {result!r:.60}; it must return numbers, one a "

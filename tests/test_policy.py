@@ -303,6 +303,8 @@ def test_models_that_are_not_there_are_named(tmp_path: Path) -> None:
         Policy.from_pretrained("./nowhere", steps=2)
     with pytest.raises(DiffalignError, match=r"no model_index\.json"):
         Policy.from_pretrained(str(tmp_path), steps=2)
+    with pytest.raises(DiffalignError, match="'emoji' is a folder, which has no revision 'main'"):
+        Policy.from_pretrained("emoji", steps=2, revision="main")
     with pytest.raises(DiffalignError, match="unknown quantisation"):
         Policy.from_pretrained("emoji", steps=2, quantize="int3")
 

@@ -25,6 +25,13 @@ def test_a_wrong_shape_names_the_reward_and_both_shapes(bad):
         score(bad, IMAGES, PROMPTS, "mine")
 
 
+def test_lists_are_numbers_and_parts_have_a_shape_too():
+    scores = score(lambda i, p: Scores([1.0, 2.0, 3.0], {"x": [0, 1, 0]}), IMAGES, PROMPTS)
+    assert (scores.value.tolist(), scores.parts["x"].tolist()) == ([1, 2, 3], [0, 1, 0])
+    with pytest.raises(RunError, match=r"'mine.x' returned shape \(\) for 3 pictures"):
+        score(lambda i, p: Scores([1.0, 2.0, 3.0], {"x": 4}), IMAGES, PROMPTS, "mine")
+
+
 def unready(images, prompts):
     raise ValueError("no weights yet")
 
