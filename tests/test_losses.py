@@ -148,7 +148,7 @@ def test_the_previous_round_as_reference_is_the_rollout_itself():
     d3po = D3PO(reference="previous_round")
     policy, run, batch = moved(d3po, 0.0)
     assert policy.denoiser_calls == 8 * 3 + 4 * 2 * 3  # the rollout and the KL of four samples
-    assert sum(float(loss) for loss in d3po.losses(run, batch)) == pytest.approx(math.log(2), rel=1e-5)
+    assert sum(loss.item() for loss in d3po.losses(run, batch)) == pytest.approx(math.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", [D3PO(keep=1), PRDP(keep=1), DDPO(keep=1)])
