@@ -92,9 +92,6 @@ def examine(chosen: RunConfig) -> Diagnosis:
         row = trainer.one_round()
         batch = trainer.run.sample()
         same, trip = _exactness(trainer.run, batch)
-        largest = max(
-            held(batch), held(trainer.algorithm.collect(trainer.run)) * (1 + 1 / chosen.updates_per_round)
-        )
         return Diagnosis(
             description=trainer.run.policy.describe(),
             batching=build.pick(Batching, chosen).describe(trainer.run.accelerator.num_processes),
@@ -105,7 +102,7 @@ def examine(chosen: RunConfig) -> Diagnosis:
             or getattr(trainer.algorithm, "clip_mean", None),
             round_seconds=phases(row, prompts * pictures, per_round * pictures),
             evaluation_seconds=_evaluation(trainer),
-            memory_mb=peak_memory_mb() + (per_round / prompts - 1) * largest / 1e6,
+            memory_mb=_memory(trainer, batch, chosen.updates_per_round, per_round / prompts),
             rounds=chosen.rounds,
             evaluations=1 + -(-chosen.rounds // chosen.eval_every),
         )
@@ -126,6 +123,13 @@ def held(batch: Trajectory) -> int:
     cond = [batch.cond.batch.values, *(part.values for part in batch.cond.captured.values())]
     kept = [*(getattr(batch, f.name) for f in fields(batch)), cond]
     return sum(leaf.nbytes for _, leaf in leaves_of(kept) if isinstance(leaf, Tensor))
+
+
+def _memory(trainer: Trainer, sampled: Trajectory, updates: int, times: float) -> float:
+    """Peak MB with `times` the trial's trajectories: as sampled, or as collected and cut into minibatches."""
+    collected = trainer.algorithm.collect(trainer.run)
+    largest = max(held(sampled), held(collected) * (1 + 1 / updates))
+    return peak_memory_mb() + (times - 1) * largest / 1e6
 
 
 @torch.no_grad()
