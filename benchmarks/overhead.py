@@ -1,7 +1,9 @@
 """What a policy costs over its bare denoiser: time of a rollout and of an update, as paired ratios.
 
-"Bare" is the same module called in a plain loop on the very tensors that the policy gave it, same
-batch and dtype, in the same process. Pairs alternate; medians and quartiles of their ratios are printed.
+A rollout is a policy's own; an update is what the trainer does between two optimizer steps: DDPO's losses,
+their metrics and their backwards. "Bare" is the same module called in a plain loop on the very tensors that
+the policy gave it, same batch and dtype, in the same process. Pairs alternate; medians and quartiles of
+their ratios are printed.
 
     python benchmarks/overhead.py emoji --batch 16 --steps 10
     python benchmarks/overhead.py sd15 --batch 1 --steps 3     # random weights of Stable Diffusion 1.5's size
@@ -16,9 +18,13 @@ from typing import Any
 
 import torch
 
+from diffalign.algorithms.ddpo import DDPO
+from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.policy import LoraSpec, Policy
+from diffalign.run import Batching, Run
 from diffalign.steps import DDIM
-from diffalign.walk import log_prob, rollout
+from diffalign.walk import rollout
+from diffalign_rewards.jpeg_compressibility import jpeg_compressibility
 
 
 def sd15() -> Any:
@@ -34,23 +40,40 @@ def sd15() -> Any:
     return pipeline
 
 
-class Recorder:
-    """Keeps the arguments of the denoiser's calls, to repeat them on the bare module."""
+class Work:
+    """What the denoiser does during one action: the arguments of its calls, and how many backwards follow."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module, self.calls = module, []
-        self.hook = module.register_forward_pre_hook(self._keep, with_kwargs=True)
+    def __init__(self, module: torch.nn.Module, action: Callable[[], object]) -> None:
+        self.module, self.calls, self.backwards = module, [], 0
+        hook = module.register_forward_hook(self._keep, with_kwargs=True)
+        action()
+        hook.remove()
 
-    def _keep(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keep(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.calls.append((args, kwargs))
+        if tensor(output).requires_grad:
+            tensor(output).register_hook(self._count)
 
-    def repeat(self, *, backward: bool) -> None:
-        """The recorded calls, with a backward of the output's mean square where asked."""
-        for args, kwargs in self.calls:
-            output = self.module(*args, **kwargs)
-            output = output[0] if isinstance(output, tuple) else output.sample
-            if backward:
-                output.square().mean().backward()
+    def _count(self, gradient: torch.Tensor) -> None:
+        self.backwards += 1
+
+    @property
+    def amount(self) -> tuple[list[int], int]:
+        """Rows of every call, and the number of backwards."""
+        return [len(args[0] if args else kwargs["sample"]) for args, kwargs in self.calls], self.backwards
+
+    def again(self) -> None:
+        """The same calls of the bare module, each with a backward of its mean square where there were any."""
+        with torch.set_grad_enabled(self.backwards > 0):
+            for args, kwargs in self.calls:
+                output = tensor(self.module(*args, **kwargs))
+                if self.backwards:
+                    output.square().mean().backward()
+
+
+def tensor(output: Any) -> torch.Tensor:
+    """What a U-Net returns, as a tuple or by name."""
+    return output[0] if isinstance(output, tuple) else output.sample
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -62,10 +85,15 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours: Callable[[], object], bare: Callable[[], object], pairs: int) -> None:
-    """Print the quartiles of the ratios ours / bare over alternating pairs."""
-    ours(), bare()
-    timed = [(seconds(ours), seconds(bare)) for _ in range(pairs)]
+def compare(name: str, module: torch.nn.Module, ours: Callable[[], object], pairs: int) -> None:
+    """Print the quartiles of the ratios of `ours` to its bare calls over alternating pairs."""
+    ours()  # whatever is found out once, such as whether timesteps may differ, is found out here
+    work = Work(module, ours)
+    if Work(module, work.again).amount != work.amount:
+        raise SystemExit(
+            f"{name}: the two sides call the denoiser differently; their ratio would say nothing."
+        )
+    timed = [(seconds(ours), seconds(work.again)) for _ in range(pairs)]
     ratios = torch.tensor([a / b for a, b in timed])
     low, median, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     base = sorted(b for _, b in timed)[len(timed) // 2]
@@ -94,28 +122,26 @@ def main() -> None:
 
 def measure(policy: Policy, args: argparse.Namespace) -> None:
     """Rollout against forwards, update against forwards and backwards."""
+    batching = Batching(args.batch, 1, sample_batch=args.batch, micro_batch=args.batch)
+    run = Run(policy, DDIM(), jpeg_compressibility, ["red apple"], batching)
+    algorithm, settings = DDPO(advantage="batch"), OptimizerSettings(lr=1e-4, updates=1)
+    optimizer = Optimizer(policy.trainable(), settings, run.accelerator)
     prompts, seeds = ["red apple"] * args.batch, list(range(args.batch))
-    cond, rule = policy.encode(prompts), DDIM()
+    cond, batch = policy.encode(prompts), algorithm.collect(run)
 
-    def ours() -> Any:
-        return rollout(
-            policy, rule, prompts, seeds, noise_seeds=seeds, group=seeds, batch=args.batch, cond=cond
-        )
-
-    ours()  # whatever is found out once, such as whether timesteps may differ, is found out here
-    recorder = Recorder(policy.denoiser)
-    batch = ours()
-    # capturing the conditioning calls a stub that shares the module's hooks; the real calls come after it
-    recorder.calls = recorder.calls[-args.steps :]
-    recorder.hook.remove()
-    compare("rollout", ours, torch.no_grad()(lambda: recorder.repeat(backward=False)), args.pairs)
+    def sample() -> None:
+        rollout(policy, run.rule, prompts, seeds, noise_seeds=seeds, group=seeds, batch=args.batch, cond=cond)
 
     def update() -> None:
-        for k in range(args.steps):
-            rows = torch.arange(args.batch)
-            log_prob(policy, batch, rows, torch.full_like(rows, k)).mean().backward()
+        """As `Trainer._update`, without the optimizer's step, which the bare side leaves out too."""
+        total = 0.0
+        for loss in algorithm.losses(run, batch):
+            optimizer.backward(loss)
+            total += float(loss.detach())
+        run.record("objective", total)
 
-    compare("update", update, lambda: recorder.repeat(backward=True), args.pairs)
+    compare("rollout", policy.denoiser, sample, args.pairs)
+    compare("update", policy.denoiser, update, args.pairs)
 
 
 if __name__ == "__main__":

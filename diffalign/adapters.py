@@ -6,6 +6,7 @@ The frozen weights are the pipeline's own, shared and never written to.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,10 +68,25 @@ def resolve(targets: str | list[str] | None, module: nn.Module) -> str | list[st
                 f"adapt by `lora.targets`. Its layers are called {', '.join(sorted({_last(n) for n in layers}))}."
             )
         return names
-    for name in [targets] if isinstance(targets, str) else targets:
-        if isinstance(targets, list) and not _present([name], layers):
+    if isinstance(targets, str):
+        _require_fit(targets, layers)
+        return targets
+    for name in targets:
+        if not _present([name], layers):
             raise unknown("LoRA target", name, {_last(n) for n in layers})
     return targets
+
+
+def _require_fit(pattern: str, layers: list[str]) -> None:
+    try:
+        found = any(re.fullmatch(pattern, layer) for layer in layers)
+    except re.error as error:
+        raise DiffalignError(f"lora.targets = {pattern!r} is no regular expression: {error}.") from error
+    if not found:
+        raise DiffalignError(
+            f"lora.targets = {pattern!r} fits no layer. Give attention, attention+conv, a list of names such as "
+            f"[{_last(layers[0])}], or a regular expression for whole names such as {layers[0]!r}."
+        )
 
 
 def _present(names: list[str], layers: list[str]) -> list[str]:
@@ -107,7 +123,7 @@ class Adapters:
         """The parameters of a variant that are its own, by "denoiser.parameter"."""
         for name, module in (self.full[variant] if self.full else self.base).items():
             for key, parameter in module.named_parameters():
-                if self.full or (".lora_" in key and f".{variant}." in key):
+                if self.full or _adapter_of(key) == _peft_name(variant):
                     yield f"{name}.{key}", parameter
 
     @contextmanager
@@ -164,22 +180,41 @@ class Adapters:
             with warnings.catch_warnings(
                 action="ignore", category=UserWarning
             ):  # "already found a peft_config"
-                inject_adapter_in_model(copy.deepcopy(self.configs[name]), module, variant)
+                self._inject_into(name, module, variant)
             for key, parameter in module.named_parameters():
-                if ".lora_" in key:
+                if adapter := _adapter_of(key):
                     parameter.data = parameter.data.float()
-                    parameter.requires_grad_(f".{POLICY}." in key)
+                    parameter.requires_grad_(adapter == POLICY)
         modules = (part for module in self.base.values() for part in module.modules())
         self._layers = [part for part in modules if isinstance(part, BaseTunerLayer)]
         self._activate(self.active)
+
+    def _inject_into(self, name: str, module: nn.Module, variant: str) -> None:
+        try:
+            inject_adapter_in_model(copy.deepcopy(self.configs[name]), module, _peft_name(variant))
+        except ValueError as error:  # a layer of a kind that peft has no LoRA for
+            raise DiffalignError(
+                f"{type(module).__name__} takes no LoRA on lora.targets = {self.lora and self.lora.targets!r}: {error}"
+            ) from error
 
     def _activate(self, variant: str) -> None:
         # peft's public switches also turn requires_grad off, which would stop a backward under way.
         self.active = variant
         if not self.full:
-            names = [POLICY if variant == REFERENCE else variant]
+            names = [POLICY if variant == REFERENCE else _peft_name(variant)]
             for layer in self._layers:
                 layer.__dict__.update(_disable_adapters=variant == REFERENCE, _active_adapter=names)
+
+
+def _peft_name(variant: str) -> str:
+    """What peft calls a variant; it takes a name that is also a layer's for that layer when it saves."""
+    return variant if variant == POLICY else f"snapshot_{variant}"
+
+
+def _adapter_of(key: str) -> str | None:
+    """Whose parameter this is, of peft's adapters: NAME in `...lora_A.NAME.weight`; None: the base's own."""
+    found = re.search(r"\.lora_\w+\.([^.]+)(?:\.weight|\.bias)?$", key)
+    return found and found[1]
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:

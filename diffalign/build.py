@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
@@ -17,17 +18,19 @@ from diffalign.compose import Composite
 from diffalign.config import RunConfig
 from diffalign.errors import DiffalignError
 from diffalign.evaluate import Evaluator
-from diffalign.measure import close, refuse_video
+from diffalign.measure import close
+from diffalign.named import convert, make
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.policy import LoraSpec, Policy
-from diffalign.reward import AnyReward, capability
+from diffalign.reward import AnyReward, capability, refuse_video
 from diffalign.rewardspec import RewardSpec
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
-from diffalign.steps import StepRule, default_rule
+from diffalign.steps import StepRule, default_rule, stochastic
 from diffalign.trainer import Schedule, Trainer
 
 T = TypeVar("T")
+PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
@@ -36,13 +39,25 @@ def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
     return kind(**{name: getattr(config, name) for name in names}, **more)
 
 
+def accelerator(config: RunConfig) -> Accelerator:
+    """This process, its device and its fellows."""
+    refuse_plugins()
+    on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
+    try:
+        return Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise DiffalignError(
+            f"accelerate does not start with mixed_precision={config.mixed_precision}: {error}"
+        ) from error
+
+
 def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
     """The captured model with its adapter, on this process's device."""
     set_seed(config.seed)  # the adapter's initial weights, the same on every process
-    call = {**config.call} | ({"negative_prompt": config.negative_prompt} if config.negative_prompt else {})
+    negative = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
     return Policy.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
-        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=call,
+        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=config.call | negative,
         lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
         mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
         gradient_checkpointing=config.gradient_checkpointing, offload=config.offload, device=accelerator.device,
@@ -53,7 +68,7 @@ def rule(config: RunConfig, model: Policy) -> StepRule:
     """The configured step rule, or the default one of the model's kind."""
     if config.rule is None:
         return default_rule(model.grid)
-    found: StepRule = registry.rule(config.rule.name)(**config.rule.arguments)
+    found: StepRule = make(config.rule, registry.rule)
     return found
 
 
@@ -75,48 +90,49 @@ def _reward(spec: RewardSpec) -> AnyReward:
         from diffalign import isolated
 
         return isolated.start(spec.python, spec.name, spec.arguments)
-    made: AnyReward = registry.reward(spec.name, **spec.arguments)
+    made: AnyReward = registry.reward(spec.name, **convert(registry.reward_maker(spec.name), spec.arguments))
     return made
 
 
 def composition(config: RunConfig, undo: ExitStack) -> Composite:
     """The rewards that are trained on, as one."""
-    combiner = registry.combiner(config.combine.name)(**config.combine.arguments)
+    combiner = make(config.combine, registry.combiner)
     weights = {label: spec.weight for label, spec in config.rewards.items()}
     return Composite(rewards(config.rewards, undo), weights, combiner, config.normalize, config.calibrate)
 
 
-def algorithm(config: RunConfig) -> Any:
-    """The configured algorithm with its hyper-parameters."""
-    return registry.algorithm(config.algorithm.name)(**config.algorithm.arguments)
-
-
 def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
     """Everything a run needs, checked before any model is loaded where possible."""
-    on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
-    refuse_plugins(accelerator)
-    batching = pick(Batching, config)
-    batching.check(accelerator.num_processes)
+    here = accelerator(config)
+    pick(Batching, config).check(here.num_processes)
     train_prompts, heldout = prompts.load(config.prompts), prompts.load(config.heldout_prompts)
     refuse_overlap(train_prompts, heldout)
     with ExitStack() as undo:
         trained, watched = composition(config, undo), rewards(config.eval_rewards, undo)
-        model = policy(config, accelerator)
-        steps = rule(config, model)
-        need_noise(steps, model)
+        model = policy(config, here)
+        model.check_prompts([*train_prompts, *heldout[: config.heldout_limit]])
         refuse_videos(model, {**trained.rewards, **watched})
-        run = Run(model, steps, trained, train_prompts, batching, seed=config.seed, accelerator=accelerator)
+        run = assemble_run(config, model, trained, train_prompts, here)
         trained.base = Calibrator(run, folder, config.calibration_pictures, config.identity())
-        judge = evaluator(config, run, heldout, watched)
-        made = assemble(config, run, judge, folder)
+        made = assemble(config, run, evaluator(config, run, heldout, watched), folder)
         undo.pop_all()
     return made
 
 
+def assemble_run(
+    config: RunConfig, model: Policy, trained: Composite, train_prompts: list[str], here: Accelerator
+) -> Run:
+    """What an algorithm is given to work with."""
+    steps = rule(config, model)
+    need_noise(steps, model)
+    return Run(
+        model, steps, trained, train_prompts, pick(Batching, config), seed=config.seed, accelerator=here
+    )
+
+
 def assemble(config: RunConfig, run: Run, judge: Evaluator, folder: RunFolder) -> Trainer:
     """The trainer around a run."""
-    method = algorithm(config)
+    method = make(config.algorithm, registry.algorithm)
     updates = config.rounds * config.updates_per_round * getattr(method, "epochs", 1)
     settings = pick(OptimizerSettings, config, updates=updates)
     return Trainer(
@@ -142,7 +158,7 @@ def refuse_videos(model: Policy, every: Mapping[str, AnyReward]) -> None:
 
 def need_noise(steps: StepRule, model: Policy) -> None:
     """Training needs steps with a log-prob; an ODE, or `quiet_last` of all steps, leaves none."""
-    if not bool((steps.std(model.grid) > 1e-8).any()):
+    if not len(stochastic(steps, model.grid)):
         raise DiffalignError(
             f"no step of {steps} is stochastic on {model.grid.steps} step(s), so nothing has a log-probability. "
             "Use a rule with noise (ddim with eta > 0, flow_sde), and keep quiet_last below steps."
@@ -158,11 +174,11 @@ def refuse_overlap(trained: list[str], heldout: list[str]) -> None:
         )
 
 
-def refuse_plugins(accelerator: Accelerator) -> None:
-    """FSDP and DeepSpeed would shard the weights behind our back."""
-    name = str(accelerator.distributed_type).split(".")[-1]
-    if name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise DiffalignError(
-            f"accelerate is configured for {name}, which diffalign does not support yet. "
-            "Choose multi-GPU (DDP) or a single process in `accelerate config`."
-        )
+def refuse_plugins() -> None:
+    """Plugins of accelerate would shard the weights behind our back, or be ignored by a single process."""
+    for name in PLUGINS:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() not in ("", "0", "false", "no", "off"):
+            raise DiffalignError(
+                f"accelerate is configured for {name} (ACCELERATE_USE_{name}), which diffalign does not support "
+                "yet. Choose multi-GPU (DDP) or a single process in `accelerate config`."
+            )

@@ -106,6 +106,7 @@ class Capture:
             if predict == "auto":
                 logger.warning("%s: predict replays the pipeline, because %s", self.shell.family, self.reason)
             self.check_replay(range(self.grid.steps))
+        self._check_size()
         self.stub.forget()
 
     def _learn_output(self, batch: Batch) -> None:
@@ -224,6 +225,12 @@ class Capture:
             self._run(batch, Watch(denoise, _stop))
         return calls
 
+    def prepared(self, cond: Conditioning) -> Conditioning:
+        """The same, with the denoiser's arguments found out now: whatever is taken from it has them too."""
+        if self.template is not None:
+            self.captured(cond)
+        return cond
+
     def captured(self, cond: Conditioning) -> Batch:
         """The denoiser's arguments for this conditioning, found out once and kept with it."""
         assert self.template is not None
@@ -294,7 +301,23 @@ class Capture:
         watch = Watch(self._blank, lambda output, timestep, sample: latents, keep=[self.grid.steps - 1])
         pictures = self._run(batch, watch)[0]
         pictures = torch.stack(list(pictures)) if isinstance(pictures, list) else pictures
+        self._require_size(pictures)
         return pictures.float()
+
+    def _check_size(self) -> None:
+        """Notice a size that the pipeline will not make before anything is sampled, where its VAE allows that."""
+        unlike = contextlib.suppress(RuntimeError, TypeError, ValueError, IndexError)
+        if {"height", "width", "num_frames"} & self.shell.call.keys():
+            with unlike, torch.no_grad(), self.shell.blank_pictures():
+                self.decode(self._first[:1])
+
+    def _require_size(self, pictures: Tensor) -> None:
+        """Pipelines round sizes, and some ignore a height without a width."""
+        made = {"height": pictures.shape[-2], "width": pictures.shape[-1]}
+        made |= {"num_frames": pictures.shape[1]} if pictures.ndim == 5 else {}
+        asked = {name: self.shell.call.get(name) for name in made}
+        if any(value not in (None, made[name]) for name, value in asked.items()):
+            raise DiffalignError(_SIZE.format(self.shell.family, made, asked))
 
     # --- common ---
 
@@ -351,6 +374,10 @@ def _alike(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
+_SIZE = (
+    "{}: this pipeline makes {} where `call` asks for {}. Give every size, height and width together, in numbers that "
+    "it makes without rounding."
+)
 _UNSEEN = (
     "{}: `scheduler.step` was never called in a whole run. This pipeline steps in another way (with a scheduler of its "
     "own making, say), and diffalign cannot see what its denoiser's output becomes."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign import plugins, registry
+from diffalign.arguments import parameters
 from diffalign.errors import DiffalignError
 from diffalign.reward import capability, kind
 
@@ -45,7 +46,7 @@ def _needs(maker: Callable[..., Any], declared: Any) -> Iterator[str]:
     """What it declares in `needs`, and the arguments it cannot do without."""
     said = getattr(declared, "needs", ())
     yield from [said] if isinstance(said, str) else said
-    for parameter in registry.parameters(maker).values():
+    for parameter in parameters(maker).values():
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
             what = " (a reward)" if registry.takes_reward(parameter) else ""
             yield f"argument {parameter.name}{what}"
@@ -55,7 +56,7 @@ def _can(maker: Callable[..., Any], declared: Any) -> Iterator[str]:
     """What it judges, and whether gradients reach it; around another reward that may be for the other to say."""
     family = kind(declared)
     yield {"picture": "video" if capability(declared, "video") else "pictures"}.get(family, family)
-    inner = [p.name for p in registry.parameters(maker).values() if registry.takes_reward(p)]
+    inner = [p.name for p in parameters(maker).values() if registry.takes_reward(p)]
     if capability(declared, "differentiable"):
         yield "differentiable"
     elif inner and not hasattr(declared, "differentiable"):

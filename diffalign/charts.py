@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +19,9 @@ INK = "#010203"
 SERIES = tuple(f"#0a000{number}" for number in range(1, 9))
 """Stand-ins that become the page's colours: `currentColor`, and --series-1 to --series-8."""
 
+STYLES = [(color, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1))) for color in SERIES]
+"""How curves are told apart: by colour, then by dashes; more than 32 start over."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -28,7 +31,7 @@ class Line:
     name: str
     low: str | None = None
     high: str | None = None
-    style: str = "-"
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,19 @@ def draw(chart: Chart, rows: Sequence[Row]) -> str:
         axes = figure.add_subplot()
         if chart.zero:
             axes.axhline(0, color=INK, linewidth=0.8, alpha=0.35)
-        for line, color in zip(chart.lines, cycle(SERIES), strict=False):
-            _curve(axes, line, color, rows)
-        _plain(axes, several=len(chart.lines) > 1)
+        for line, (color, dash) in zip(chart.lines, itertools.cycle(STYLES), strict=False):
+            _curve(axes, line, rows, color=color, dash=dash)
+        _plain(axes, len(chart.lines))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
     return _themed(text.getvalue(), f"{chart.title}, {chart.note}")
 
 
-def _curve(axes: Any, line: Line, color: str, rows: Sequence[Row]) -> None:
+def _curve(axes: Any, line: Line, rows: Sequence[Row], *, color: str, dash: Any) -> None:
     x, y = _points(line.key, rows)
-    size = 5 if len(x) < 30 else 0
-    axes.plot(x, y, line.style, color=color, linewidth=2, label=line.name, marker="o", markersize=size)
+    dots = {"marker": "o", "markersize": 5 if len(x) < 30 else 0}
+    style = line.style or dash
+    axes.plot(x, y, color=color, linestyle=style, linewidth=2, label=line.name, **dots)
     if line.low and line.high:
         (around, low), (_, high) = _points(line.low, rows), _points(line.high, rows)
         axes.fill_between(around, low, high, color=color, alpha=0.15, linewidth=0)
@@ -140,7 +144,7 @@ def _points(key: str, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
-def _plain(axes: Any, *, several: bool) -> None:
+def _plain(axes: Any, curves: int) -> None:
     """Only what helps to read: a light grid, whole rounds, a legend where there is a choice."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_edgecolor(INK)
@@ -149,8 +153,8 @@ def _plain(axes: Any, *, several: bool) -> None:
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("round", color=INK)
-    if several:
-        axes.legend(frameon=False, labelcolor=INK, loc="best")
+    if curves > 1:
+        axes.legend(frameon=False, labelcolor=INK, loc="best", ncols=-(-curves // 6))
 
 
 def _themed(svg: str, label: str) -> str:

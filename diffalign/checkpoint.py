@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,12 +64,17 @@ def load(folder: Path | None) -> dict[str, Any]:
 
 def complete(checkpoints: Path) -> list[Path]:
     """All complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in checkpoints.glob(f"[!.]*/{REST}"))
+    return sorted((path.parent for path in checkpoints.glob(f"[!.]*/{REST}")), key=_number)
 
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint, or None where no round was saved yet."""
     return next(reversed(complete(checkpoints)), None)
+
+
+def _number(folder: Path) -> int:
+    """The round in a checkpoint's name, which may have more digits than the name leaves room for."""
+    return int(re.sub(r"\D", "", folder.name) or 0)
 
 
 def sync(path: Path) -> None:

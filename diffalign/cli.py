@@ -59,11 +59,7 @@ def train(
         overrides, config = [config, *(overrides or [])], None
     try:
         report = launch.train(config, overrides or [], out, resume, _say)
-    except KeyboardInterrupt:
-        where = resume or out or "RUN"
-        _say(
-            f"interrupted; everything up to the last saved round is kept. Go on: diffalign train --resume {where}"
-        )
+    except KeyboardInterrupt:  # launch.train has said how to go on
         raise typer.Exit(130) from None
     _say(f"report: {report}")
 
@@ -75,11 +71,14 @@ def sample(
     out: Annotated[Path, typer.Option(help="the picture, or the stem of several")],
     seed: Annotated[int, typer.Option(help="equal seeds give equal starting noise")] = 0,
     base: Annotated[bool, typer.Option("--base", help="the model as it was before the run")] = False,
+    best: Annotated[bool, typer.Option("--best", help="the weights of the best evaluation")] = False,
 ) -> None:
     """Draw pictures with a run's model."""
     from diffalign import launch
 
-    for path in launch.sample(run, prompt, out, seed, base=base):
+    if base and best:
+        raise DiffalignError("--base and --best are two different models; give one of them.")
+    for path in launch.sample(run, prompt, out, seed, base=base, best=best):
         typer.echo(path)
 
 

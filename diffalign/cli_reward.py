@@ -80,7 +80,7 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="of all pictures of a request")] = 34,
 ) -> None:
     """Serve a reward over HTTP; in a config, `reward: {url: http://HOST:PORT}` uses it."""
-    from diffalign.arguments import picture_reward
+    from diffalign.named import picture_reward
     from diffalign.wire import Limits
 
     serving = _serving()
@@ -105,8 +105,8 @@ def _serving() -> ModuleType:
 
 def _checked(name: str, pairs: list[str], find: Callable[[str], Any]) -> dict[str, Any]:
     """The arguments of a reward from key=value pairs; all that is wrong with them in one error."""
-    from diffalign.arguments import problems
     from diffalign.configfile import override
+    from diffalign.named import problems
 
     raw, _ = override({}, {}, [f"of.{pair}" for pair in pairs])
     given: dict[str, Any] = raw.get("of", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -9,16 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffalign import registry
-from diffalign.arguments import Named, Strict, fits, trained_reward
+from diffalign.bounds import Above0, Count, Decay, NotNegative, Positive, Seed
 from diffalign.compose import Normalize
 from diffalign.configfile import Origins, Raw, explain, override, read
+from diffalign.errors import DiffalignError
+from diffalign.named import Named, Strict, fits, make, makes, trained_reward
 from diffalign.rewardforms import labelled
 from diffalign.rewardspec import RewardSpec, all_fit, apart, combinable
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
 
 
 class LoraConfig(Strict):
@@ -79,13 +77,13 @@ class RunConfig(Strict):
     # the optimizer
     lr: Above0
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    warmup_updates: Count = 0
     weight_decay: NotNegative = 1e-4
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
     adam_eps: Above0 = 1e-8
     max_grad_norm: Above0 = 1.0
-    ema_decay: Fraction | None = None
+    ema_decay: Decay | None = None
 
     # looking, stopping, saving
     eval_every: Positive = 5
@@ -97,13 +95,13 @@ class RunConfig(Strict):
     checkpoint_every: Positive = 5
     keep_checkpoints: Positive = 2
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=["tensorboard"])
-    seed: int = 0
+    seed: Seed = 0
     out: str | None = None
 
     @field_validator("algorithm")
     @classmethod
     def _algorithm(cls, value: Named) -> Named:
-        return fits(value, registry.algorithm)
+        return makes(value, registry.algorithm)
 
     @field_validator("rule")
     @classmethod
@@ -130,17 +128,75 @@ class RunConfig(Strict):
     def _combine(cls, value: Named, info: ValidationInfo) -> Named:
         return combinable(fits(value, registry.combiner), info.data)
 
+    @field_validator("call")
+    @classmethod
+    def _has_no_keys_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted({"guidance_scale", "negative_prompt"} & value.keys()):
+            raise ValueError(
+                f"holds {name}, which is a key of its own; write {name}: {value[name]!r} beside `call`"
+            )
+        return value
+
+    @field_validator("diversity")
+    @classmethod
+    def _embeds(cls, value: str | None) -> str | None:
+        try:
+            embeds = value is None or hasattr(registry.reward_maker(value), "embed")
+        except DiffalignError as error:
+            raise ValueError(str(error)) from error
+        if not embeds:
+            raise ValueError(
+                f"is {value}, which has no method embed(images); take emoji_clip, a reward of yours that has one, "
+                "or null to leave diversity out"
+            )
+        return value
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, value: list[str]) -> list[str]:
+        if missing := [name for name in value if importlib.util.find_spec(name) is None]:
+            raise ValueError(
+                f"need packages: pip install {' '.join(missing)}, or leave them out: trackers=[]"
+            )
+        return value
+
     @field_validator("images_per_prompt")
     @classmethod
     def _enough_pictures(cls, value: int, info: ValidationInfo) -> int:
-        chosen: Named | None = info.data.get("algorithm")
-        needed = getattr(registry.algorithm(chosen.name), "min_images_per_prompt", 1) if chosen else 1
-        if chosen and value < needed:
-            raise ValueError(
-                f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
-            )
+        if chosen := info.data.get("algorithm"):
+            needed = getattr(make(chosen, registry.algorithm), "min_images_per_prompt", 1)
+            if value < needed:
+                raise ValueError(
+                    f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
+                )
         if value < 2 and info.data.get("normalize", "none") != "none":
             raise ValueError("is 1, but `normalize` compares pictures of one prompt; make it 2 or more")
+        return value
+
+    @field_validator("warmup_updates")
+    @classmethod
+    def _ends(cls, value: int, info: ValidationInfo) -> int:
+        chosen, given = info.data.get("algorithm"), info.data
+        if chosen and {"rounds", "updates_per_round"} <= given.keys():
+            epochs = getattr(make(chosen, registry.algorithm), "epochs", 1)
+            updates = given["rounds"] * given["updates_per_round"] * epochs
+            if value >= updates:
+                raise ValueError(
+                    f"is {value}, but the run has {updates} update(s) in all; make it less than that"
+                )
+        return value
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _holds_a_prompt(cls, value: int, info: ValidationInfo) -> int:
+        chosen, images = info.data.get("algorithm"), info.data.get("images_per_prompt")
+        if chosen and images:
+            together = getattr(make(chosen, registry.algorithm), "together", None)
+            if together and value < (needed := together(images)):
+                raise ValueError(
+                    f"is {value}, but {chosen.name} passes {needed} pictures of a prompt through the denoiser at "
+                    f"once; make it {needed} or more, or let algorithm.keep choose fewer of them"
+                )
         return value
 
     @field_validator("updates_per_round")

@@ -38,7 +38,8 @@ def _peak_mb(call: Callable[[], object], gpu: bool) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    seen, done, process = [psutil.Process().memory_info().rss], threading.Event(), psutil.Process()
+    seen: list[int] = [psutil.Process().memory_info().rss]
+    done, process = threading.Event(), psutil.Process()
 
     def watch() -> None:
         while not done.wait(0.001):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from diffalign import build, config
 from diffalign.config import RunConfig
+from diffalign.errors import unknown
 from diffalign.launch import faults
+from diffalign.layout import leaves_of
 from diffalign.metrics import peak_memory_mb
 from diffalign.registry import configs
-from diffalign.run import Batching, Run
+from diffalign.run import KL_SAMPLES, Batching, Run
 from diffalign.runfolder import RunFolder
 from diffalign.trainer import Trainer
 from diffalign.trajectory import Trajectory
@@ -42,14 +45,15 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Deviations are nats per dimension, of the same batch and of the config's micro-batches; round_trip is a
-    share of a latent's size; seconds are of a whole round, or of an evaluation.
+    """Deviations are nats per dimension, of the same batch and of the config's micro-batches (None: this
+    algorithm does not re-score); round_trip is a share of a latent's size; seconds are of a whole round, or of
+    an evaluation; memory_mb is the peak of a trial with a whole round's trajectories in place of its own.
     """
 
     description: str
     batching: str
     ratio: float
-    ratio_micro: float
+    ratio_micro: float | None
     round_trip: float
     limit: float | None
     round_seconds: dict[str, float]
@@ -66,20 +70,22 @@ class Diagnosis:
     @property
     def healthy(self) -> bool:
         """The ratio is exactly 1 in the same batch, and in micro-batches off by little against the clip range."""
-        return self.ratio == 0 and (self.limit is None or self.ratio_micro <= self.limit / 10)
+        return self.ratio == 0 and (self.limit is None or (self.ratio_micro or 0.0) <= self.limit / 10)
 
 
 def settings(target: str, overrides: list[str]) -> RunConfig:
     """The config called `target`, or an ordinary run of the model called `target`."""
     if target in configs() or target.endswith((".yaml", ".yml")):
         return config.load(target, overrides)
+    if "/" not in target and target != "emoji" and not Path(target).is_dir():
+        raise unknown("config or model", target, [*configs(), "FILE.yaml", "FOLDER", "OWNER/NAME", "emoji"])
     return config.load_raw({"model": target, **PLAIN}, overrides)
 
 
 def examine(chosen: RunConfig) -> Diagnosis:
     """Capture the model, run one small round of the config, and scale what it took."""
-    per_round = chosen.prompts_per_round
-    prompts = max(1, min(per_round, chosen.sample_batch // chosen.images_per_prompt))
+    pictures, per_round = chosen.images_per_prompt, chosen.prompts_per_round
+    prompts = max(1, min(per_round, chosen.sample_batch // pictures))
     small = chosen.model_copy(update={"prompts_per_round": prompts, "updates_per_round": 1})
     with ExitStack() as stack:
         stack.enter_context(faults("the same command"))
@@ -87,31 +93,53 @@ def examine(chosen: RunConfig) -> Diagnosis:
         trainer = stack.enter_context(closing(build.trainer(small, RunFolder(Path(nowhere)))))
         trainer.one_round()  # warms up kernels and caches
         row = trainer.one_round()
-        same, trip = _exactness(trainer.run)
+        batch = trainer.run.sample()
+        same, trip = _exactness(trainer.run, batch)
         return Diagnosis(
             description=trainer.run.policy.describe(),
             batching=build.pick(Batching, chosen).describe(trainer.run.accelerator.num_processes),
             ratio=same,
-            ratio_micro=row["ratio/deviation"],
+            ratio_micro=row.get("ratio/deviation"),
             round_trip=trip,
             limit=getattr(trainer.algorithm, "clip_range_mean", None)
             or getattr(trainer.algorithm, "clip_mean", None),
-            round_seconds={
-                k[8:]: v * per_round / prompts for k, v in row.items() if k.startswith("seconds/")
-            },
+            round_seconds=phases(row, prompts * pictures, per_round * pictures),
             evaluation_seconds=_evaluation(trainer),
-            memory_mb=peak_memory_mb(),
+            memory_mb=_memory(trainer, batch, chosen.updates_per_round, per_round / prompts),
             rounds=chosen.rounds,
             evaluations=1 + -(-chosen.rounds // chosen.eval_every),
         )
 
 
+def phases(row: Mapping[str, float], tried: int, whole: int) -> dict[str, float]:
+    """Seconds of each phase in a round of `whole` pictures, from those of a round of `tried` pictures."""
+    seconds = {name.removeprefix("seconds/"): s for name, s in row.items() if name.startswith("seconds/")}
+    most = {"kl": KL_SAMPLES}  # it is measured on a few samples, however many there are
+    return {
+        name: s * min(whole, most.get(name, whole)) / min(tried, most.get(name, tried))
+        for name, s in seconds.items()
+    }
+
+
+def held(batch: Trajectory) -> int:
+    """Bytes of everything that some trajectories keep: states, log-probs, reference means, conditioning."""
+    cond = [batch.cond.batch.values, *(part.values for part in batch.cond.captured.values())]
+    kept = [*(getattr(batch, f.name) for f in fields(batch)), cond]
+    return sum(leaf.nbytes for _, leaf in leaves_of(kept) if isinstance(leaf, Tensor))
+
+
+def _memory(trainer: Trainer, sampled: Trajectory, updates: int, times: float) -> float:
+    """Peak MB with `times` the trial's trajectories: as sampled, or as collected and cut into minibatches."""
+    collected = trainer.algorithm.collect(trainer.run)
+    largest = max(held(sampled), held(collected) * (1 + 1 / updates))
+    return peak_memory_mb() + (times - 1) * largest / 1e6
+
+
 @torch.no_grad()
-def _exactness(run: Run) -> tuple[float, float]:
+def _exactness(run: Run, batch: Trajectory) -> tuple[float, float]:
     """Largest shift of a log-prob, per dimension, when a rollout is re-scored in the batch it was made in;
     and the share of a latent that is lost when it is split into clean sample and noise and joined again.
     """
-    batch = run.sample()
     rows = torch.arange(min(len(batch), run.batching.sample_batch))
     shift, loss = 0.0, 0.0
     for col in batch.live.tolist():

@@ -27,10 +27,11 @@ def show(found: Diagnosis) -> None:
 def rows(found: Diagnosis) -> list[tuple[str, str, str]]:
     """(what, value, remark) of every check."""
     limit = f"the clip range is {found.limit:.1e}" if found.limit else ""
+    micro = "not measured" if found.ratio_micro is None else f"{found.ratio_micro:.1e}"
     phases = ", ".join(f"{name} {clock(seconds)}" for name, seconds in found.round_seconds.items())
     return [
         ("ratio, same batch", f"{found.ratio:.1e}", "nats per dimension off; must be 0"),
-        ("ratio, micro-batches", f"{found.ratio_micro:.1e}", f"nats per dimension off; {limit}".strip("; ")),
+        ("ratio, micro-batches", micro, f"nats per dimension off; {limit}".strip("; ")),
         (
             "round trip",
             f"{found.round_trip:.1e}",
@@ -38,7 +39,7 @@ def rows(found: Diagnosis) -> list[tuple[str, str, str]]:
         ),
         ("a round", clock(sum(found.round_seconds.values())), phases),
         ("an evaluation", clock(found.evaluation_seconds), f"{found.evaluations} of them"),
-        ("peak memory", f"{found.memory_mb:,.0f} MB", ""),
+        ("peak memory", f"{found.memory_mb:,.0f} MB", "of a small round, with a whole one's trajectories"),
         ("the whole run", clock(found.run_seconds), f"{found.rounds} rounds"),
     ]
 

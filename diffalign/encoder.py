@@ -35,16 +35,20 @@ class Encoder:
         if isinstance(prompts, str) or not len(prompts):
             raise DiffalignError(f"encode needs a list of at least one prompt, got {prompts!r}.")
         distinct = list(dict.fromkeys(prompts))
-        for prompt in distinct:
-            if prompt not in self.known:
-                self.known[prompt] = self._alone(prompt)
+        if missing := [prompt for prompt in distinct if prompt not in self.known]:
+            self.known |= self.shell.around_encoding(lambda: {p: self._alone(p) for p in missing})
         self._forget(keep=max(REMEMBERED, len(distinct)))
         try:
             batch = Batch.cat([self.known[prompt] for prompt in distinct])
         except DiffalignError:
             self._need_text_encoder(distinct)
             batch = self.capture.encode(distinct)
-        return Conditioning(batch)[[distinct.index(prompt) for prompt in prompts]]
+        cond = self.capture.prepared(Conditioning(batch))
+        return cond[[distinct.index(prompt) for prompt in prompts]]
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are too long for the model, by encoding the longest of them."""
+        self.texts(self.lengths.longest(prompts))
 
     def embeds(self, given: dict[str, Any]) -> Batch:
         """Conditioning given as embeddings, with a row for each sample."""

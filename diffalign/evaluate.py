@@ -56,9 +56,9 @@ def win_rate(base: Tensor, trained: Tensor) -> tuple[float, Interval]:
     return float(wins.mean()), bootstrap(wins)
 
 
-def stills(images: Tensor) -> Tensor:
-    """Pictures as they are; of videos (B, F, 3, H, W) the middle frames."""
-    return images[:, images.shape[1] // 2] if images.ndim == 5 else images
+def middle(images: Tensor) -> Tensor:
+    """The pictures, or the middle frames of videos (B, F, 3, H, W)."""
+    return images if images.ndim == 4 else images[:, images.shape[1] // 2]
 
 
 def pairwise_distance(features: Tensor) -> float:
@@ -109,7 +109,7 @@ class Evaluator:
             scored = self._scored(drawn, [self.prompts[r] for r in own])
             images = _gather(self.run, drawn, lengths)
             scores = {label: _gather(self.run, values, lengths) for label, values in scored.items()}
-            diversity = pairwise_distance(self.embed(stills(images))) if self.embed else float("nan")
+            diversity = pairwise_distance(self.embed(middle(images))) if self.embed else float("nan")
             return Sheet(images, scores, self._sets(images), diversity)
 
     def _pictures(self, rows: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ TARGETS: tuple[Target, ...] = ("epsilon", "v_prediction", "sample", "flow_predic
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1) with the device of `like`, in float32: one number per sample."""
-    return values.to(like.device, torch.float32).reshape(-1, *[1] * (like.dim() - 1))
+    return values.float().to(like.device).reshape(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Grid:
         `final_alpha_cumprod`).
         """
         last = torch.tensor([float(final)], dtype=torch.float64)
-        abar = torch.cat([alphas_cumprod.double().cpu()[timesteps.long().cpu()], last])
+        abar = torch.cat([alphas_cumprod.cpu().double()[timesteps.long().cpu()], last])
         return cls(timesteps.cpu(), abar.sqrt(), (1 - abar).clamp_min(0).sqrt(), target)
 
     @classmethod
     def from_sigmas(cls, timesteps: Tensor, sigmas: Tensor) -> Grid:
         """Rectified flow: signal = 1 - sigma, noise = sigma; sigmas (N+1,) end at 0."""
-        sigmas = sigmas.double().cpu()
+        sigmas = sigmas.cpu().double()
         return cls(timesteps.cpu(), 1 - sigmas, sigmas, "flow_prediction")
 
     @property

@@ -238,10 +238,10 @@ def _times(leaf: Any, x: Tensor, blocks: int) -> list[Time]:
 def _weights(parts: Sequence[Tensor], output: Tensor, numbers: Sequence[float]) -> Tensor:
     """Least squares, each weight snapped to a number that the call contains (or 1 minus it) if it is that one."""
     stride = -(-output.numel() // ENOUGH)
-    columns = torch.stack([part.detach().flatten()[::stride].double().cpu() for part in parts], 1)
+    columns = torch.stack([part.detach().flatten()[::stride].cpu().double() for part in parts], 1)
     if torch.linalg.matrix_rank(columns) < columns.shape[1]:
         raise Mismatch("the parts of the denoiser's output cannot be told apart")
-    target = output.detach().flatten()[::stride].double().cpu()
+    target = output.detach().flatten()[::stride].cpu().double()
     found = torch.linalg.lstsq(columns, target[:, None]).solution.flatten()
     known = [0.0, 1.0, -1.0, *(v for g in numbers for v in (g, 1 - g, 1 + g, -g))]
     exact = torch.tensor(known, dtype=torch.float64)

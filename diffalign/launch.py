@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from safetensors import SafetensorError
 
@@ -20,9 +20,13 @@ from diffalign.policy import Policy
 from diffalign.progress import Bars, quiet_libraries
 from diffalign.runfolder import RunFolder, save_png
 from diffalign.seeds import derive
+from diffalign.steps import stochastic
 from diffalign.trackers import open_trackers
-from diffalign.trainer import Listener, Trainer
+from diffalign.trainer import Listener, Trainer, require_same
 from diffalign.walk import chunks, rollout
+
+PICTURES = (".png", ".webp")
+"""What pictures are written as; both hold animations, for video."""
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -35,22 +39,29 @@ def train(
     folder = RunFolder.open(Path(resume)) if resume else None
     settings = _settings(source, overrides, folder)
     processes()
+    if folder:
+        _go_on_with(folder, settings)
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
-    with faults(go_on := f"diffalign train --resume {folder.path}"), _interrupted(go_on, say):
-        with closing(build.trainer(settings, folder)) as trainer:
-            _introduce(trainer, folder, say)
-            _run(trainer, settings, resume is not None)
+    with ExitStack() as stack:
+        with _beginning(folder, resume), faults(again := "the same command"), _interrupted(again, say):
+            trainer = stack.enter_context(closing(build.trainer(settings, folder)))
+        stack.enter_context(faults(go_on := f"diffalign train --resume {folder.path}"))
+        stack.enter_context(_interrupted(go_on, say))
+        _introduce(trainer, folder, say)
+        _run(trainer, settings, resume is not None)
         return _on_main(lambda: report.write(folder), folder.path / "report.html")
 
 
-def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool) -> list[Path]:
-    """Pictures of a run's model, or of the untuned one, for some prompts; the files written."""
+def sample(
+    run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool, best: bool = False
+) -> list[Path]:
+    """Pictures of a run's model, of its best evaluation's, or of the untuned one; the files written."""
     folder = RunFolder.open(Path(run))
-    settings = config.validate(folder.config(), source=str(folder.path / "config.yaml"))
+    settings, pictures_to = _own_settings(folder), _pictures(out)
     with faults("the same command"), torch.no_grad():
-        policy = build.policy(settings, Accelerator(mixed_precision=settings.mixed_precision))
+        policy = build.policy(settings, build.accelerator(settings))
         if not base:
-            _load_trained(policy, folder)
+            _load_trained(policy, folder, best=best)
         count = range(len(prompts))
         steps, noise = ([derive(seed, kind, k) for k in count] for kind in ("steps", "noise"))
         batch = rollout(
@@ -60,7 +71,7 @@ def sample(run: str, prompts: Sequence[str], out: Path, seed: int, *, base: bool
         pictures = torch.cat(
             [policy.decode(batch.final[rows]) for rows in chunks(len(batch), settings.sample_batch)]
         )
-    return _save(pictures, out)
+        return _save(pictures, pictures_to)
 
 
 @contextmanager
@@ -87,8 +98,20 @@ def _interrupted(go_on: str, say: Say) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _beginning(folder: RunFolder, resume: str | None) -> Iterator[None]:
+    """Leave no folder of a new run that cannot even begin."""
+    try:
+        yield
+    except BaseException:
+        if resume is None:
+            folder.discard()
+        raise
+
+
 def processes() -> PartialState:
     """The launched processes; without an accelerator, accelerate joins them only if told to use the CPU."""
+    build.refuse_plugins()
     if "WORLD_SIZE" in os.environ and not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -102,6 +125,17 @@ def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | 
             "say which config to train: a packaged one (see `diffalign list`) or a YAML file."
         )
     return config.load(str(folder.path / "config.yaml"), overrides)
+
+
+def _own_settings(folder: RunFolder) -> RunConfig:
+    """What the run was made with, but for its trackers, whose packages may be gone."""
+    return config.validate(folder.config() | {"trackers": []}, source=str(folder.path / "config.yaml"))
+
+
+def _go_on_with(folder: RunFolder, settings: RunConfig) -> None:
+    """Refuse another config than the run's own; keep what may change on resuming."""
+    require_same(_own_settings(folder).identity(), settings.identity(), folder.path)
+    _on_main(lambda: folder.write_config(settings.resolved()), None)
 
 
 def _new_folder(settings: RunConfig, out: str | None, source: str) -> RunFolder:
@@ -147,12 +181,14 @@ def _listener(bars: Bars, log: Callable[[Mapping[str, Any]], None] | None) -> Li
 def _totals(trainer: Trainer) -> dict[str, int]:
     """How many latents x steps each phase of a round takes on this process."""
     run, processes = trainer.run, trainer.run.accelerator.num_processes
-    steps = run.policy.grid.steps
-    pictures = run.batching.prompts_per_round * run.batching.images_per_prompt // processes
-    held = len(trainer.evaluator.prompts) // processes
+    batching, grid = run.batching, run.policy.grid
+    prompts, noisy = batching.prompts_per_round // processes, len(stochastic(run.rule, grid))
+    keep = getattr(trainer.algorithm, "keep", None)
+    kept = min(batching.images_per_prompt, 2 * keep if keep else batching.images_per_prompt)
     return {
-        "evaluating": held * steps,
-        **dict.fromkeys(("sampling", "reference", "update"), pictures * steps),
+        "evaluating": len(trainer.evaluator.prompts) // processes * grid.steps,
+        "sampling": prompts * batching.images_per_prompt * grid.steps,
+        **dict.fromkeys(("reference", "update"), prompts * kept * noisy),
     }
 
 
@@ -164,16 +200,31 @@ def _on_main(action: Callable[[], T], otherwise: T) -> T:
     return result
 
 
-def _load_trained(policy: Policy, folder: RunFolder) -> None:
-    """The final weights, or those of the newest checkpoint where the run has not ended."""
-    if (folder.path / "lora").is_dir():
-        policy.load(folder.path / "lora")
+def _load_trained(policy: Policy, folder: RunFolder, *, best: bool) -> None:
+    """The best or the final weights; before the end, the newest checkpoint's, averaged where it has an EMA."""
+    path = folder.path / ("lora-best" if best else "lora")
+    if path.is_dir():
+        policy.load(path)
+    elif best:
+        raise DiffalignError(f"{folder.path} has no lora-best: no evaluation yet, or keep_best is false.")
     else:
-        policy.load_adapter_state(checkpoint.load(checkpoint.latest(folder.checkpoints))["policy"])
+        state = checkpoint.load(checkpoint.latest(folder.checkpoints))
+        weights, ema = state["policy"], state["optimizer"]["ema"]
+        policy.load_adapter_state(dict(zip(weights, ema["shadow_params"], strict=True)) if ema else weights)
+
+
+def _pictures(out: Path) -> Path:
+    """Where pictures go: a file that can be written, or the stem of several, which may be in a folder."""
+    out = out / "picture" if out.is_dir() else out
+    if out.suffix.lower() not in ("", *PICTURES):
+        raise DiffalignError(
+            f"{out} is no picture that can be written: end its name in {', '.join(PICTURES)}, or leave the end out."
+        )
+    return out
 
 
 def _save(pictures: torch.Tensor, out: Path) -> list[Path]:
-    """One picture under its name; several numbered beside it, or in the folder."""
+    """One picture under its name; several numbered beside it."""
     stem, suffix = (out, ".png") if not out.suffix else (out.with_suffix(""), out.suffix)
     one = len(pictures) == 1 and bool(out.suffix)
     paths = [out] if one else [stem.with_name(f"{stem.name}-{k:03d}{suffix}") for k in range(len(pictures))]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from diffalign.errors import DiffalignError
 
@@ -16,9 +18,16 @@ class PromptLengths:
 
     def __init__(self, pipe: Any) -> None:
         self.seen: dict[str, tuple[int, int]] | None = None
-        for name, part in pipe.components.items():
-            if name.startswith("tokenizer") and callable(part):
-                pipe.__dict__[name] = self._watched(name, part)
+        parts = {n: p for n, p in pipe.components.items() if n.startswith("tokenizer") and callable(p)}
+        self.tokenizers = [part for part in parts.values() if isinstance(part, PreTrainedTokenizerBase)]
+        for name, part in parts.items():
+            pipe.__dict__[name] = self._watched(name, part)
+
+    def longest(self, prompts: Sequence[str]) -> list[str]:
+        """Of all prompts the one with most tokens, for each tokenizer; without one, that with most letters."""
+        counts = [[len(ids) for ids in t(list(prompts), verbose=False)["input_ids"]] for t in self.tokenizers]
+        counts = counts or [[len(prompt) for prompt in prompts]]
+        return list(dict.fromkeys(prompts[count.index(max(count))] for count in counts))
 
     @contextmanager
     def checking(self, prompt: str) -> Iterator[None]:

@@ -28,7 +28,11 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """The pipeline of a model; DiffalignError says what is missing."""
     source = _source(model)
-    options: dict[str, Any] = {"revision": revision, "variant": variant}
+    if revision and Path(source).is_dir():
+        raise DiffalignError(
+            f"{model!r} is a folder, which has no revision {revision!r}; leave revision out."
+        )
+    options: dict[str, Any] = {"revision": revision, "variant": variant, "use_safetensors": True}
     options["dtype"] = dtype_of(dtype) or torch.float32
     if quantize:
         options["quantization_config"] = quantization(
@@ -38,7 +42,14 @@ def load_pipeline(
         with _quiet():
             return DiffusionPipeline.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
-        raise DiffalignError(f"the model {model!r} could not be loaded: {problem}") from problem
+        hint = _PICKLED.format(model) if "safetensors" in str(problem) else ""
+        raise DiffalignError(f"the model {model!r} could not be loaded: {problem}{hint}") from problem
+
+
+_PICKLED = (
+    " Weights in pickle files (.bin, .pt) are never loaded, because they can run any code. Convert those you trust: "
+    "DiffusionPipeline.from_pretrained({!r}, use_safetensors=False).save_pretrained(NEW_FOLDER)."
+)
 
 
 def _denoisers(source: str, revision: str | None) -> list[str]:

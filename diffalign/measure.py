@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diffalign.credit import groups
-from diffalign.errors import DiffalignError, RunError
-from diffalign.reward import AnyReward, Scores, capability, kind, score, sharing
+from diffalign.errors import RunError
+from diffalign.reward import AnyReward, Scores, kind, refuse_video, score, sharing
 
 
 def measure(
@@ -67,15 +67,6 @@ def measure_set(reward: Any, images: Tensor, prompts: Sequence[str], label: str)
             f"reward {label!r} returned {value} for a set of {len(images)} pictures; fix it, then resume."
         )
     return value
-
-
-def refuse_video(reward: object, images: Tensor, label: str) -> None:
-    """A reward of pictures has nothing to say of video (B, F, 3, H, W)."""
-    if images.ndim == 5 and not capability(reward, "video"):
-        raise DiffalignError(
-            f"reward {label!r} judges pictures, and the model makes videos of {images.shape[1]} frames. "
-            "Lift it with the reward `frames`: {name: frames, reward: ...}, or take one that judges video."
-        )
 
 
 def prepare(rewards: Mapping[str, AnyReward], prompts: Sequence[str]) -> None:

@@ -24,7 +24,8 @@ class Metrics:
 
     def add(self, name: str, values: Tensor | float, how: How = "mean") -> None:
         """Take in one value or a tensor of them."""
-        flat = torch.as_tensor(values, dtype=torch.float64).detach().flatten()
+        known = values.detach().cpu() if isinstance(values, Tensor) else values
+        flat = torch.as_tensor(known, dtype=torch.float64).flatten()
         _, total, count, top = self._seen.get(name, (how, 0.0, 0, -float("inf")))
         self._seen[name] = (how, total + float(flat.sum()), count + len(flat), max(top, float(flat.max())))
 
@@ -54,7 +55,7 @@ def _reduce(parts: list[tuple[How, float, int, float]], name: str) -> float:
 
 def describe(name: str, values: Tensor) -> dict[str, float]:
     """Mean, standard deviation and the 10 %, 50 % and 90 % quantiles of a reward (B,)."""
-    values = values.double().cpu()
+    values = values.detach().cpu().double()
     q10, q50, q90 = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     spread = float(values.std(correction=0))
     return {
@@ -66,8 +67,14 @@ def describe(name: str, values: Tensor) -> dict[str, float]:
     }
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_mb` count from now on, where that can be done: on CUDA."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb() -> float:
-    """Peak memory of this process in MB: of the accelerator where there is one, else resident."""
+    """Peak memory of this process in MB: on CUDA since `forget_peak_memory`, else resident, from its start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

@@ -128,3 +128,4 @@ class Optimizer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.parameters[0].device)  # checkpoints are read to the CPU

@@ -35,10 +35,10 @@ def _inside(folder: Path) -> list[Path]:
 def size(path: Path) -> tuple[int, ...]:
     """(H, W) of a picture, (F, H, W) of a video; an error in words where the file is neither."""
     if path.suffix.lower() in VIDEOS:
-        frames = read(path)
-        return (len(frames), *frames.shape[-2:])
+        film = read(path)
+        return (len(film), *film.shape[-2:])
     with _opened(path) as picture:
-        frames = getattr(picture, "n_frames", 1)
+        frames = int(getattr(picture, "n_frames", 1))
         width, height = ImageOps.exif_transpose(picture).size if frames == 1 else picture.size
     return (height, width) if frames == 1 else (frames, height, width)
 
@@ -49,7 +49,9 @@ def read(path: Path) -> Tensor:
         if path.suffix.lower() in VIDEOS:
             return torch.stack([pil_to_tensor(frame) for frame in _film(path)]) / 255
         with _opened(path) as picture:
-            frames = [pil_to_tensor(_upright(frame)) for frame in ImageSequence.Iterator(picture)]
+            frames: list[Tensor] = [
+                pil_to_tensor(_upright(frame)) for frame in ImageSequence.Iterator(picture)
+            ]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DiffalignError(f"{path} cannot be read: {error}") from error
     return (frames[0] if len(frames) == 1 else torch.stack(frames)) / 255

@@ -40,6 +40,7 @@ class Placement:
             _convert(part, CPU if waits else device, torch.float32 if upcast else dtype)
             if vae:
                 self._adapt_vae(part)
+        self._encoding = False
         shell.around_encoding = self._with_text_encoders
 
     def free_text_encoders(self) -> None:
@@ -51,12 +52,17 @@ class Placement:
             torch.cuda.empty_cache()
 
     def _with_text_encoders(self, encode: Callable[[], Any]) -> Any:
+        """Encode with the text encoders on the device; the outermost call brings them and sends them back."""
+        if self._encoding:
+            return encode()
         parts = [part for name, part in self.shell.modules().items() if name.startswith("text_encoder")]
         for part in parts:
             _convert(part, self.device, None)
+        self._encoding = True
         try:
             return encode()
         finally:
+            self._encoding = False
             for part in parts if self.offload else ():
                 _convert(part, CPU, None)
 
@@ -84,8 +90,10 @@ class Placement:
 
 
 def _convert(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    if getattr(module, "is_quantized", False) or getattr(module, "is_loaded_in_4bit", False):
+    """Move and cast a part; quantised weights keep their dtypes, and bitsandbytes has placed its own."""
+    if getattr(module, "is_loaded_in_4bit", False) or getattr(module, "is_loaded_in_8bit", False):
         return
+    dtype = None if getattr(module, "is_quantized", False) else dtype
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     if first is None or (
         first.device == torch.empty(0, device=device).device and dtype in (None, first.dtype)

@@ -21,7 +21,7 @@ from diffalign.attention import set_attention
 from diffalign.capture import Capture
 from diffalign.conditioning import Batch, Conditioning
 from diffalign.encoder import Encoder
-from diffalign.errors import DiffalignError, unknown
+from diffalign.errors import DiffalignError, told, unknown
 from diffalign.grid import Grid
 from diffalign.loading import load_pipeline
 from diffalign.placement import Placement, dtype_of
@@ -82,7 +82,8 @@ class Policy:
         self.denoiser_calls, self._predict, self._probed = 0, predict, False
         if self.encoder.reads_text:
             self._check_guidance(guidance_scale)
-            self._probe(self.capture.learn_prompts())
+            with self._taken(steps, arguments):
+                self._probe(self.capture.learn_prompts())
 
     @classmethod
     def from_pretrained(
@@ -141,7 +142,11 @@ class Policy:
         batch = self.encoder.embeds(embeds)
         if not self._probed:
             self._probe(batch[[0, min(1, batch.size - 1)]])
-        return Conditioning(batch)
+        return self.capture.prepared(Conditioning(batch))
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts of which some are longer than the model takes, before any is drawn."""
+        self.encoder.check(prompts)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Initial latents (B, *latent_shape): those of a sample depend on its seed alone."""
@@ -235,6 +240,21 @@ class Policy:
                 f"{self.shell.family} guides by {name} only with a negative_prompt: set one (' ' will do), or leave "
                 "guidance_scale out."
             )
+
+    @contextlib.contextmanager
+    def _taken(self, steps: int, arguments: dict[str, Any]) -> Iterator[None]:
+        """Say what the pipeline's own code does not like about its arguments."""
+        try:
+            yield
+        except (DiffalignError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            given = ", ".join(
+                f"{name}={value!r:.60}" for name, value in {"steps": steps, **arguments}.items()
+            )
+            raise DiffalignError(
+                f"{self.shell.family} does not take {given}. It says {told(error)} Change what that names."
+            ) from error
 
     def _probe(self, batch: Batch) -> None:
         self.capture.probe(batch, self._predict)

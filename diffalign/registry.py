@@ -10,18 +10,22 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from diffalign import plugins
-from diffalign.errors import DiffalignError, unknown
+from diffalign.arguments import parameters
+from diffalign.errors import DiffalignError, told, unknown
 from diffalign.prompts import package_roots
 
 ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {"hpsv2.1": ("hpsv2", {"version": "2.1"})}
 """Rewards under a second name: what they are, with which of the arguments given."""
+METHODS = {"__call__", "score_group", "score_set"}
+"""What scores pictures: one by one, those of a prompt together, or all together."""
 
 
 def algorithms() -> list[str]:
@@ -93,7 +97,13 @@ def reward(name: str, **arguments: Any) -> Any:
     """A reward, made with its arguments; rewards among them, written as names or with `name`, are made first."""
     maker = reward_maker(name)
     nested = {p.name for p in parameters(maker).values() if takes_reward(p)}
-    return maker(**{k: _inner(v) if k in nested else v for k, v in arguments.items()})
+    return make(name, maker, {k: _inner(v) if k in nested else v for k, v in arguments.items()})
+
+
+def make(name: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class or a maker; an error of its own code becomes one that says what could not be made."""
+    with _code_of(repr(name), "made"):
+        return maker(**arguments)
 
 
 def _inner(spec: Any) -> Any:
@@ -118,6 +128,8 @@ def reward_maker(name: str) -> Callable[..., Any]:
         real, given = ALIASES[name]
         return _given(reward_maker(real), given)
     found = reward_class(name)
+    if isinstance(found, type) and not any(METHODS & vars(parent).keys() for parent in found.__mro__):
+        raise DiffalignError(f"{name} is not a reward: its class needs a method __call__(images, prompts).")
     return found if isinstance(found, type) else _binder(found)
 
 
@@ -135,15 +147,6 @@ def _given(maker: Callable[..., Any], given: Mapping[str, Any]) -> Callable[...,
     free = [p for p in parameters(maker).values() if p.name not in given]
     bind.__signature__ = inspect.Signature(free)  # type: ignore[attr-defined]
     return bind
-
-
-def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The arguments that a class or a maker takes, by name, with evaluated annotations."""
-    try:
-        signature = inspect.signature(maker, eval_str=True)
-    except NameError:  # annotations that are imported for type checkers only
-        signature = inspect.signature(maker)
-    return signature.parameters
 
 
 def _binder(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +174,7 @@ def _resolve(kind: str, name: str, built_in: Iterable[str], load: Callable[[str]
 def _own(kind: str, name: str) -> Any:
     """`module:Name` or `path/file.py:Name`; the current folder is searched as `python -m` would."""
     where, _, attribute = name.rpartition(":")
-    module = _run_file(Path(where)) if where.endswith(".py") else _import(kind, where)
+    module = _run_file(kind, Path(where)) if where.endswith(".py") else _import(kind, where)
     if not hasattr(module, attribute):
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise unknown(f"{kind} in {where}", attribute, public)
@@ -181,16 +184,15 @@ def _own(kind: str, name: str) -> Any:
 def _import(kind: str, name: str) -> ModuleType:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
+    with _code_of(
+        f"{kind} module {name!r}",
+        "imported",
+        f" It was looked for from {Path.cwd()}; path/to/file.py:NAME works as well.",
+    ):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DiffalignError(
-            f"{kind} module {name!r} could not be imported: {error}. Give a module that Python finds from "
-            f"{Path.cwd()}, or path/to/file.py:NAME."
-        ) from error
 
 
-def _run_file(path: Path) -> ModuleType:
+def _run_file(kind: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise DiffalignError(f"the file {path} does not exist (looked in {Path.cwd()}).")
     name = f"diffalign_file_{path.stem}"
@@ -199,8 +201,20 @@ def _run_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    with _code_of(f"{kind} file {path}", "imported"):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _code_of(what: str, done: str, hint: str = "") -> Iterator[None]:
+    """Around code that is not ours: what goes wrong in it is said without a traceback of ours."""
+    try:
+        yield
+    except DiffalignError:
+        raise
+    except Exception as error:
+        raise DiffalignError(f"{what} could not be {done}: {told(error)}.{hint}") from error
 
 
 def _files(package: str) -> list[str]:

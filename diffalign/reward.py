@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffalign.errors import DiffalignError, RunError, unknown
+from diffalign.errors import DiffalignError, RunError, told, unknown
 
 __all__ = [
     "AnyReward",
@@ -27,6 +27,7 @@ __all__ = [
     "capability",
     "kind",
     "once",
+    "refuse_video",
     "score",
     "sharing",
     "unknown",
@@ -82,6 +83,7 @@ AnyReward = Callable[..., Any]
 
 def capability(reward: object, name: str) -> bool:
     """Whether a reward declares a capability (see `Reward`)."""
+    reward = getattr(reward, "func", reward)  # of a function whose arguments are bound
     return bool(getattr(reward, name, False))
 
 
@@ -118,13 +120,15 @@ def once(key: Hashable, images: Tensor, compute: Callable[[], T]) -> T:
 
 def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward") -> Scores:
     """Call a reward and check what it returns: (B,) finite numbers, or an error that names it."""
-    result = reward(images, prompts)
-    scores = result if isinstance(result, Scores) else Scores(torch.as_tensor(result))
-    if scores.value.shape != (len(prompts),):
-        raise RunError(
-            f"reward {label!r} returned shape {tuple(scores.value.shape)} for {len(prompts)} pictures; "
-            f"it must return one score a picture, shape ({len(prompts)},)."
-        )
+    refuse_video(reward, images, label)
+    scores = _asked(reward, images, prompts, label)
+    named = {label: scores.value} | {f"{label}.{part}": values for part, values in scores.parts.items()}
+    for name, values in named.items():
+        if values.shape != (len(prompts),):
+            raise RunError(
+                f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} pictures; "
+                f"it must return one score a picture, shape ({len(prompts)},)."
+            )
     bad = (~scores.value.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise RunError(
@@ -132,3 +136,31 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
             f"pictures, the first for {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."
         )
     return scores
+
+
+def refuse_video(reward: object, images: Tensor, label: str) -> None:
+    """A reward of pictures has nothing to say of video (B, F, 3, H, W)."""
+    if images.ndim == 5 and not capability(reward, "video"):
+        raise DiffalignError(
+            f"reward {label!r} judges pictures, and the model makes videos of {images.shape[1]} frames. "
+            "Lift it with the reward `frames`: {name: frames, reward: ...}, or take one that judges video."
+        )
+
+
+def _asked(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str) -> Scores:
+    """What the reward returns, as Scores; what goes wrong in it becomes an error that names it."""
+    try:
+        result = reward(images, prompts)
+    except (DiffalignError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RunError(f"reward {label!r} raised {told(error)}. Fix it, then resume.") from error
+    try:
+        given = result if isinstance(result, Scores) else Scores(result)
+        parts = {name: torch.as_tensor(values) for name, values in given.parts.items()}
+        return Scores(torch.as_tensor(given.value), parts, given.uncertainty)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"reward {label!r} returned {type(result).__name__} {result!r:.60}; it must return numbers, one a "
+            f"picture, shape ({len(prompts)},), or Scores."
+        ) from error

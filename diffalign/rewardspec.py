@@ -8,10 +8,10 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from diffalign import registry
-from diffalign.arguments import Find, Named, Problem, misfits, problems, schema
 from diffalign.compose import problems as composition_problems
 from diffalign.configfile import Rejected
 from diffalign.errors import DiffalignError
+from diffalign.named import Find, Named, Problem, misfits, problems, schema
 
 NOT_IN_A_CONFIG = frozenset({"url", "check", "token"})
 """What a server's address is not followed by; a token in a config would be copied into every run's folder."""

@@ -56,10 +56,10 @@ class Batching:
 
     def describe(self, processes: int) -> str:
         """The batch arithmetic in one line."""
-        effective = self.prompts_per_round * self.images_per_prompt // self.updates_per_round
         return (
-            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on "
-            f"{processes} process(es), {self.updates_per_round} update(s) of {effective} pictures each"
+            f"{self.prompts_per_round} prompts x {self.images_per_prompt} pictures a round on {processes} "
+            f"process(es), {self.updates_per_round} update(s) of "
+            f"{self.prompts_per_round // self.updates_per_round} prompts each"
         )
 
 
@@ -204,7 +204,8 @@ class Run:
         self.reward_row = self.reward.combiner.row()
         for name, values in gathered.items():
             self.reward_row |= describe(f"reward/{name}", values)
-        self.metrics.add("kl", self.kl(batch))
+        with self.metrics.timed("kl"):
+            self.metrics.add("kl", self.kl(batch))
         self.reward.observe({name: float(values.double().mean()) for name, values in gathered.items()})
 
     def gather(self, values: Tensor) -> Tensor:
@@ -272,7 +273,13 @@ class Run:
         """
         steps = batch.live if steps is None else steps
         which = torch.cartesian_prod(torch.arange(len(members)), steps)
-        for piece in torch.split(which, max(1, self.batching.micro_batch // members.shape[1])):
+        size = self.batching.micro_batch // members.shape[1]
+        if not size:
+            raise DiffalignError(
+                f"micro_batch = {self.batching.micro_batch} is smaller than the {members.shape[1]} samples that go "
+                f"through the denoiser together; make it {members.shape[1]} or more."
+            )
+        for piece in torch.split(which, size):
             rows = members[piece[:, 0]]
             yield rows, piece[:, 1:].expand_as(rows)
 

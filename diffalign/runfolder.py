@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ class RunFolder:
             folder.samples.mkdir(parents=True, exist_ok=True)
             folder.checkpoints.mkdir(exist_ok=True)
             _write(folder._metrics, "")
-            _write(
-                folder.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            )
+        folder.write_config(config)
         return folder
 
     @classmethod
@@ -57,6 +55,15 @@ class RunFolder:
                 "Give the folder that `diffalign train` printed, such as runs/emoji-d3po."
             )
         return folder
+
+    def discard(self) -> None:
+        """Remove what `create` made, where nothing else has come to it."""
+        if is_main() and not self.rows():
+            for made in (self._metrics, self.path / "config.yaml"):
+                made.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's files are in it
+                for folder in (self.samples, self.checkpoints, self.path):
+                    folder.rmdir()
 
     @property
     def samples(self) -> Path:
@@ -74,8 +81,23 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The resolved config, as it was written."""
-        loaded: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        path = self.path / "config.yaml"
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DiffalignError(
+                f"{path} is not readable YAML: {error}. Put back what the run wrote."
+            ) from error
+        if not isinstance(loaded, dict):
+            raise DiffalignError(f"{path} holds no config, but {loaded!r}. Put back what the run wrote.")
         return loaded
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """config.yaml: all keys of the run with their values."""
+        with _writing(self.path):
+            _write(
+                self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            )
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one round's metrics and flush them to disk; other processes than the main one do nothing."""

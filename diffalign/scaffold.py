@@ -50,4 +50,5 @@ def _check(name: str) -> None:
 
 def _rendered(template: str, words: dict[str, str]) -> str:
     text = (files("diffalign") / "plugin" / template).read_text(encoding="utf-8")
-    return jinja2.Template(text, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(words)
+    page = jinja2.Template(text, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return str(page.render(words))

@@ -53,7 +53,7 @@ def grid_of(scheduler: Any, family: str) -> Grid:
     if not is_flow(scheduler):
         levels, final = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
         return Grid.vp(timesteps, levels, final, scheduler.config.prediction_type)
-    sigmas = scheduler.all_sigmas.double().cpu()
+    sigmas = scheduler.all_sigmas.cpu().double()
     if len(sigmas) == len(timesteps):
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
     if float(sigmas[-1]) != 0 or bool((sigmas.diff() >= 0).any()):

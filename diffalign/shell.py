@@ -5,10 +5,11 @@ The user's pipeline is never touched: the copy has module trees of its own over 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,13 @@ from torch import Tensor, nn
 from diffalign.errors import DiffalignError, unknown
 from diffalign.schedulers import deterministic
 
-OURS = {"num_inference_steps", "output_type", "return_dict", "generator", "num_images_per_prompt",
-        "num_videos_per_prompt", "timesteps", "sigmas", "latents", "callback_on_step_end"}  # fmt: skip
+OURS = {
+    "num_inference_steps": "steps", "eta": "rule", "prompt": "prompts", "generator": "seed",
+    "num_images_per_prompt": "images_per_prompt", "num_videos_per_prompt": "images_per_prompt",
+    **dict.fromkeys(("batch_size", "output_type", "return_dict", "timesteps", "sigmas", "latents", "callback",
+                     "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs")),
+}  # fmt: skip
+"""Arguments that the loop owns, or that would have no effect in it -> the key of a config to use instead."""
 
 
 class Stop(BaseException):
@@ -109,16 +115,31 @@ class Shell:
         finally:
             self.watch = before
 
+    @contextlib.contextmanager
+    def blank_pictures(self) -> Iterator[None]:
+        """Let VAEs decode a corner of the latents only, and give blank pictures of the size that follows."""
+        parts = [part for name, part in self.modules().items() if name not in self.denoisers]
+        before = {part: dict(part.__dict__) for part in parts if hasattr(part, "decode")}
+        for part in before:
+            part.__dict__["decode"] = _corner(part.decode)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            for part, attributes in before.items():
+                part.__dict__.clear()
+                part.__dict__.update(attributes)
+
     def takes(self, name: str) -> bool:
         """Whether the pipeline's call has this argument."""
         return name in self.parameters
 
     def _checked(self, call: dict[str, Any]) -> dict[str, Any]:
-        allowed = set(self.parameters) - OURS - {"self", "kwargs", "args"}
+        allowed = set(self.parameters) - set(OURS) - {"self", "kwargs", "args"}
         for name in call:
             if name in OURS:
+                instead = f" and use `{OURS[name]}`" if OURS[name] else ""
                 raise DiffalignError(
-                    f"{name!r} is set by diffalign itself; leave it out of the call's arguments."
+                    f"{name!r} is set by diffalign itself; leave it out of the call's arguments{instead}."
                 )
             if name not in allowed:
                 raise unknown(f"argument of {self.family}", name, allowed)
@@ -229,6 +250,19 @@ def _proxy(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     proxy = copy.copy(module)
     proxy.__dict__["forward"] = forward
     return proxy
+
+
+def _corner(decode: Callable[..., Any], side: int = 4) -> Callable[..., Any]:
+    """`decode` (of latents (..., h, w)) at the cost of a corner; what is in its pictures does not count."""
+
+    def corner(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        part = z[..., :side, :side]
+        made = decode(part, *args, **kwargs)
+        size = [n * z.shape[k] // part.shape[k] for k, n in zip((-2, -1), made[0].shape[-2:], strict=True)]
+        blank = made[0].new_zeros(*made[0].shape[:-2], *size)
+        return (blank,) if type(made) is tuple else type(made)(blank)
+
+    return corner
 
 
 def _is_stateful(part: Any) -> bool:

@@ -13,10 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffalign.bounds import Count, NotNegative, UpTo1
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid, expand
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+STD_MIN = 1e-8
+"""A step with less noise than this counts as deterministic."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class DDIM:
     noise has so small a sigma that its log-prob would drown those of all other steps.
     """
 
-    eta: float = 1.0
-    quiet_last: int = 0
+    eta: UpTo1 = 1.0
+    quiet_last: Count = 0
 
     def std(self, grid: Grid) -> Tensor:
         """sigma of eq. 16: eta * sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))."""
@@ -94,18 +97,20 @@ class DDIM:
 class FlowSDE:
     """The stochastic sampler of flow models with the ODE's marginals (Flow-GRPO, eq. 9).
 
-    g_t = noise_level * sqrt(t / (1 - t)); at t = 1 the next level stands in for t in 1 - t.
+    g_t = noise_level * sqrt(t / (1 - t)); at the first level, which is 1 or nearly 1 (0.99999 in Wan's
+    scheduler), the next level stands in for t in 1 - t.
     mean = x - dt [v + g^2 / (2 t) (x + (1 - t) v)], std = g sqrt(dt).
     """
 
-    noise_level: float = 0.7
+    noise_level: NotNegative = 0.7
 
     def diffusion(self, grid: Grid) -> Tensor:
         """g at the start of every step, (N,) float64."""
         if not grid.flow:
             raise DiffalignError("rule 'flow_sde' is for flow models; this is a diffusion model: use 'ddim'.")
         t, after = grid.noise[:-1], grid.noise[1:]
-        return self.noise_level * (t / (1 - torch.where(t >= 1, after, t))).sqrt()
+        first = torch.arange(grid.steps) == 0
+        return self.noise_level * (t / (1 - torch.where(first, after, t))).sqrt()
 
     def std(self, grid: Grid) -> Tensor:
         """g sqrt(dt)."""
@@ -134,6 +139,11 @@ class ODE:
         x0, eps = grid.x0_eps(output, x, i)
         signal, noise = grid.level(i + 1, x)
         return Gaussian(signal * x0 + noise * eps, torch.zeros_like(signal))
+
+
+def stochastic(rule: StepRule, grid: Grid) -> Tensor:
+    """Indices of the steps that have noise, and so a log-prob."""
+    return (rule.std(grid) > STD_MIN).nonzero().flatten()
 
 
 def default_rule(grid: Grid) -> StepRule:

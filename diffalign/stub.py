@@ -88,7 +88,7 @@ def _digest(leaf: Any, rows: int) -> Tensor:
     """A random projection of each row of a tensor (or of all of it), (R,) or (1,)."""
     if not isinstance(leaf, Tensor):
         return torch.tensor([_number(repr(leaf))], dtype=torch.float64)
-    flat = leaf.detach().double().cpu()
+    flat = leaf.detach().cpu().double()
     flat = flat.reshape(rows, -1) if leaf.ndim and len(leaf) == rows else flat.reshape(1, -1)
     weights = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64).mul(12.9898).sin()
     return torch.mv(flat, weights).div(max(1, flat.shape[1]) ** 0.5)

@@ -28,7 +28,7 @@ class Subject:
     @classmethod
     def of(cls, reward: AnyReward, prompts: Sequence[str] | None = None) -> Subject:
         """The reward with these prompts, else its own examples, else any."""
-        own = tuple(prompts or getattr(reward, "example_prompts", ()))
+        own: tuple[str, ...] = tuple(prompts or getattr(reward, "example_prompts", None) or ())
         return cls(reward, own or PROMPTS, picky=bool(own))
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from diffalign.errors import DiffalignError
+from diffalign.errors import DiffalignError, told
 
 
 def open_trackers(
@@ -36,12 +36,11 @@ def _open(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
     try:
         tracker = kind("tensorboard" if name == "tensorboard" else folder.name, **where)
         tracker.start()
-        if (
-            name != "tensorboard"
-        ):  # its hyper-parameter table takes flat numbers only; config.yaml has them all
+        if name != "tensorboard":  # whose table takes flat numbers only; config.yaml has them all
             tracker.store_init_configuration(dict(config))
-    except ImportError as error:
+    except Exception as error:  # each tracker has errors of its own
         raise DiffalignError(
-            f"the tracker {name} is not installed: pip install {name}, or trackers=[]"
+            f"the tracker {name} does not start: {told(error)}. Install it (pip install {name}), log in ({name} "
+            f"login) or leave it out (trackers=[]); then: diffalign train --resume {folder}"
         ) from error
     return tracker

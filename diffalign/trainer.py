@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from diffalign.algorithms import Algorithm
 from diffalign.errors import DiffalignError, RunError
 from diffalign.evaluate import Evaluator, Sheet
 from diffalign.measure import close
-from diffalign.metrics import peak_memory_mb
+from diffalign.metrics import forget_peak_memory, peak_memory_mb
 from diffalign.optimize import Optimizer
 from diffalign.run import Run
 from diffalign.runfolder import RunFolder
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 class Schedule:
     """How long to train, how often to look, and when to stop early.
 
-    max_kl is in nats; max_heldout_drop in standard deviations of the base model's score, for any
-    reward that is not trained on. on_limit "lower_lr" halves the rate instead of stopping.
+    max_kl is in nats; max_heldout_drop in standard deviations of the base model's score, for the
+    trained reward and every other one on held-out prompts. on_limit "lower_lr" halves the rate in
+    every round that is over a limit, instead of stopping.
     """
 
     rounds: int
@@ -74,6 +76,7 @@ class Trainer:
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """All rounds from the start, or from the last checkpoint; the summary."""
         self._show("base", self.evaluator.measure_base())
+        self.run.metrics.row()  # its seconds belong to no round
         if resume:
             self._resume()
         start = time.monotonic() - self.seconds
@@ -84,8 +87,9 @@ class Trainer:
             while self.run.round < self.schedule.rounds and not self.stopped:
                 row = self.one_round()
                 self.seconds = time.monotonic() - start
-                self._finish_round(row, force=bool(interrupted()))
-                if interrupted():
+                pressed = self._anywhere(interrupted())
+                self._finish_round(row, force=pressed)
+                if pressed:
                     raise KeyboardInterrupt
         return self._finish()
 
@@ -98,6 +102,7 @@ class Trainer:
         """Collect, then one optimizer step for every minibatch; the round's metrics."""
         run, calls, scored = self.run, self.run.policy.denoiser_calls, self.run.reward_calls
         run.update, self.latest = 0, None
+        forget_peak_memory()
         with self._rescuing():
             batch = self.algorithm.collect(run)
         with run.metrics.timed("update"):
@@ -105,8 +110,8 @@ class Trainer:
                 self._update(minibatch)
         row = {"round": run.round, **run.reward_row, **run.metrics.row(), "lr": self.optimizer.lr}
         row |= {
-            "denoiser_calls": run.policy.denoiser_calls - calls,
-            "reward_calls": run.reward_calls - scored,
+            "denoiser_calls": self._total(run.policy.denoiser_calls - calls),
+            "reward_calls": self._total(run.reward_calls - scored),
         }
         self._check_ratio(row)
         return row | {"peak_memory_mb": peak_memory_mb()}
@@ -139,7 +144,7 @@ class Trainer:
         last = run.round >= plan.rounds
         if run.round % plan.eval_every == 0 or last:
             with self._rescuing(row):
-                row |= self._evaluate()
+                row |= self._evaluate() | run.metrics.row()
         self._apply_limits(row)
         self.folder.log(row)
         self.listen(row)
@@ -163,12 +168,15 @@ class Trainer:
         reason, plan = None, self.schedule
         if plan.max_kl is not None and row["kl"] > plan.max_kl:
             reason = f"KL to the reference {row['kl']:.3g} nats is above max_kl = {plan.max_kl}"
-        for label in self.evaluator.rewards:  # a reward of a whole set has no gain, and so no limit
+        for label in (
+            "total",
+            *self.evaluator.rewards,
+        ):  # a reward of a whole set has no gain, and so no limit
             drop = -row.get(f"heldout/{label}/gain_sd", 0.0)
             if plan.max_heldout_drop is not None and drop > plan.max_heldout_drop:
                 limit = f"max_heldout_drop = {plan.max_heldout_drop}"
                 reason = f"held-out {label} fell by {drop:.2f} sd, more than {limit}"
-        if plan.minutes is not None and self.seconds > 60 * plan.minutes:
+        if plan.minutes is not None and self._anywhere(self.seconds > 60 * plan.minutes):
             self.stopped = f"minutes = {plan.minutes} are over"
         elif reason and plan.on_limit == "stop":
             self.stopped = reason
@@ -195,6 +203,10 @@ class Trainer:
     def _total(self, count: int) -> int:
         """A count of this process, summed over all."""
         return int(self.run.gather(torch.tensor([count])).sum())
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds on any process, so that all of them go the same way."""
+        return self._total(flag) > 0
 
     def _show(self, tag: str, sheet: Sheet) -> None:
         self._on_main(lambda: self.folder.save_samples(tag, sheet.images, list(self.evaluator.prompts)))
@@ -246,7 +258,7 @@ class Trainer:
 
     def _resume(self) -> None:
         state = checkpoint.load(checkpoint.latest(self.folder.checkpoints))
-        self._same(state["identity"])
+        require_same(state["identity"], self.identity, self.folder.path)
         self.pending = state["pending"]
         self.run.round, self.seconds = state["round"] - bool(self.pending), state["seconds"]
         self.run.policy.load_adapter_state(state["policy"])
@@ -258,17 +270,16 @@ class Trainer:
         self.best = state["best"]
         self._on_main(lambda: self.folder.cut(self.run.round))
 
-    def _same(self, identity: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another config, naming what differs."""
-        keys = sorted(
-            k for k in identity.keys() | self.identity.keys() if identity.get(k) != self.identity.get(k)
+
+def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Refuse to go on with a run of another config, naming what differs."""
+    keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+    if keys:
+        changes = "; ".join(f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in keys)
+        raise DiffalignError(
+            f"the run in {where} is of another config ({changes}). "
+            "Resume with the config it was made with, or start a new run."
         )
-        if keys:
-            changes = "; ".join(f"{k}: {identity.get(k)!r} then, {self.identity.get(k)!r} now" for k in keys)
-            raise DiffalignError(
-                f"the checkpoint in {self.folder.path} is of another config ({changes}). "
-                "Resume with the config it was made with, or start a new run."
-            )
 
 
 @contextmanager

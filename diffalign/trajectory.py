@@ -20,7 +20,7 @@ from diffalign.conditioning import Conditioning
 from diffalign.credit import extremes
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
-from diffalign.steps import RULES, StepRule
+from diffalign.steps import RULES, StepRule, stochastic
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Trajectory:
     @property
     def live(self) -> Tensor:
         """Indices of the steps that are stochastic, and so have a log-prob."""
-        return (self.rule.std(self.grid) > 1e-8).nonzero().flatten()
+        return stochastic(self.rule, self.grid)
 
     @property
     def final(self) -> Tensor:

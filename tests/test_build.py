@@ -1,4 +1,4 @@
-"""Names become objects, and what was opened is closed."""
+"""A config's keys reach the objects they are for, names become objects, and what was opened is closed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from accelerate import Accelerator
 from toys import ChainPolicy
 
 from diffalign import build, config, registry
@@ -114,3 +115,12 @@ def test_rewards_of_pictures_are_refused_for_a_video_model_before_anything_is_sa
     build.refuse_videos(model, {"lifted": lifted})
     build.refuse_videos(Pictures(2, 3), {"plain": picture})
     assert model.denoiser_calls == 0
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("text", "call"), [("", {"negative_prompt": ""}), (None, {})])
+def test_the_empty_negative_prompt_is_one(text: str | None, call: dict[str, str]):
+    settings = config.load("emoji-ddpo", ["steps=2", "rule.quiet_last=0"])
+    settings = settings.model_copy(update={"negative_prompt": text})
+    found = build.policy(settings, Accelerator(cpu=True)).shell.call
+    assert {name: value for name, value in found.items() if name == "negative_prompt"} == call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,9 @@ from diffalign.errors import DiffalignError
 from diffalign.layout import learn
 from diffalign.policy import Policy
 from diffalign.schedulers import is_flow
+from diffalign.steps import DDIM
 from diffalign.stub import Stub
+from diffalign.walk import log_prob, rollout
 
 from .families import FAMILIES
 from .families.base import t5_tokenizer
@@ -96,6 +99,36 @@ def test_conditioning_survives_the_disk() -> None:
     policy, x = make(), torch.randn(2, 4, 8, 8)
     time = policy.grid.timesteps[[1, 1]]
     assert torch.equal(policy.predict(x, time, before), policy.predict(x, time, after))
+
+
+def test_the_pipeline_s_prologue_runs_once_for_a_rollout_and_all_its_micro_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For inpainting it encodes a picture; the log-probs are those of arguments captured anew, bit for bit."""
+    family = FAMILIES["StableDiffusionInpaint"]
+    policy, calls = Policy(family.make(), steps=family.steps, call=family.call), [0, 0]
+    run, vae = policy.shell.run, policy.shell.pipe.vae
+    monkeypatch.setattr(policy.shell, "run", counted(run, calls, 0))
+    monkeypatch.setitem(vae.__dict__, "encode", counted(vae.encode, calls, 1))
+    prompts, seeds = ["cat", "cat", "two dogs", "two dogs"], [0, 1, 2, 3]
+    batch = rollout(policy, DDIM(), prompts, seeds, noise_seeds=seeds, group=[0, 0, 1, 1], batch=2)
+    assert calls == [3, 3], "two prompts are encoded, then the arguments for both are captured"
+    for rows in ([0, 1], [2, 3], [1, 2], [3]):
+        cols, at = torch.ones(len(rows), dtype=torch.long), torch.tensor(rows)
+        anew = replace(batch, cond=Conditioning(batch.cond.batch))
+        found = log_prob(policy, batch, at, cols)
+        assert torch.equal(found, log_prob(policy, anew, at, cols))
+        if rows in ([0, 1], [2, 3]):
+            assert torch.equal(found, batch.log_probs[at, cols])
+    assert calls == [3 + 4, 3 + 4], "only what was captured anew ran the prologue again"
+
+
+def counted(function: Any, calls: list[int], which: int) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls[which] += 1
+        return function(*args, **kwargs)
+
+    return call
 
 
 class Words(nn.Module):

@@ -69,6 +69,13 @@ def test_keeps_the_newest_and_replaces_the_same_round(tmp_path):
     assert checkpoint.load(checkpoint.latest(tmp_path)) == {"n": 3}
 
 
+def test_the_newest_is_the_highest_round_whatever_its_digits(tmp_path):
+    for number in (9998, 9999, 10_000, 10_001):
+        checkpoint.save(tmp_path / f"round-{number:04d}", {"n": number}, keep=2)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["round-10000", "round-10001"]
+    assert checkpoint.load(checkpoint.latest(tmp_path)) == {"n": 10_001}
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(DiffalignError, match="holds a set at /tracker/seen"):
         checkpoint.save(tmp_path / "x", {"tracker": {"seen": {1}}})

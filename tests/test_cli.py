@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from diffalign import __version__, cli, registry
+from diffalign import __version__, cli, config, registry
+from diffalign.runfolder import RunFolder
 
 TINY = [
     "steps=2", "rule.quiet_last=1",
@@ -33,7 +35,10 @@ def here(tmp_path, monkeypatch):
         "import torch\n"
         "def nan(images, prompts): return torch.full((len(prompts),), float('nan'))\n"
         "def wide(images, prompts): return torch.zeros(len(prompts), 2)\n"
+        "def none(images, prompts): pass\n"
+        "def broken(images, prompts): return images.no_such_thing\n"
     )
+    Path("typo.py").write_text("class Mine\n")
     return tmp_path
 
 
@@ -85,6 +90,8 @@ def test_copy_gives_a_config_to_edit_and_overwrites_nothing(capfd):
         (["emoji-d3po", *TINY, "model=./no-such-folder"], "no model folder './no-such-folder'"),
         (["emoji-d3po", *TINY, "prompts=empty.txt"], "has no prompts"),
         (["emoji-d3po", *TINY, "prompts=none.txt"], "does not exist"),
+        (["emoji-d3po", *TINY, "algorithm=typo.py:Mine"], "SyntaxError: expected ':' (typo.py, line 1)"),
+        (["emoji-d3po", *TINY, 'algorithm.beta="0.5"'], "valid number; got '0.5' (str)"),
     ],
 )
 def test_bad_input_ends_with_2_and_a_message(capfd, arguments, expected):
@@ -93,6 +100,38 @@ def test_bad_input_ends_with_2_and_a_message(capfd, arguments, expected):
     assert code == 2
     assert expected in text
     assert "Traceback" not in text
+    assert not Path("runs/emoji-d3po").exists()
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_plugins_of_accelerate_are_refused(capfd, monkeypatch, plugin, command):
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    code, text = diffalign(capfd, command, "emoji-d3po", *TINY)
+    assert code == 2
+    assert f"accelerate is configured for {plugin}" in text
+    assert "single process" in text
+
+
+def test_doctor_names_the_nearest_config(capfd):
+    code, text = diffalign(capfd, "doctor", "emoji-d3p")
+    assert (code, "Did you mean 'emoji-d3po'" in text) == (2, True), text
+
+
+def test_what_sample_cannot_do_is_said_before_a_model_is_loaded(capfd):
+    RunFolder.create(Path("run"), config.load("emoji-d3po").resolved())
+    code, text = diffalign(capfd, "sample", "run", "--prompt", "x", "--out", "x.foo")
+    assert (code, "end its name in .png, .webp" in text) == (2, True), text
+    Path("run/config.yaml").write_text("model: [emoji\n")
+    code, text = diffalign(capfd, "sample", "run", "--prompt", "x", "--out", "x.png")
+    assert (code, "run/config.yaml is not readable YAML" in text) == (2, True), text
+    Path("run/config.yaml").write_text("emoji\n")
+    for command in (
+        ["sample", "run", "--prompt", "x", "--out", "x"],
+        ["train", "emoji-d3po", "--resume", "run"],
+    ):
+        code, text = diffalign(capfd, *command)
+        assert (code, "run/config.yaml holds no config, but 'emoji'" in text) == (2, True), text
 
 
 def test_an_unknown_option_is_bad_input_too(capfd):
@@ -103,16 +142,23 @@ def test_an_unknown_option_is_bad_input_too(capfd):
 @pytest.mark.parametrize(
     ("change", "code", "expected"),
     [
-        ("prompts=long.txt", 2, "this model takes"),
+        ("prompts=late.txt", 2, "this model takes"),
+        ("heldout_prompts=late.txt", 2, "this model takes"),
+        ("steps=2000", 2, "StableDiffusionPipeline does not take steps=2000"),
+        ("call={eta: 0.5}", 2, "'eta' is set by diffalign itself"),
+        ("lora.targets=nothing", 2, "fits no layer"),
         ("reward=rewards_here.py:nan", 3, "must be finite"),
         ("reward=rewards_here.py:wide", 3, "returned shape"),
+        ("reward=rewards_here.py:none", 3, "reward 'none' returned NoneType"),
+        ("reward=rewards_here.py:broken", 3, "reward 'broken' raised AttributeError"),
     ],
 )
 def test_faults_of_a_run_are_named(capfd, change, code, expected):
-    Path("long.txt").write_text("red apple " * 40)
-    found, text = diffalign(capfd, "train", "emoji-d3po", *TINY, change)
+    Path("late.txt").write_text("sun\n" + "red apple " * 40)
+    found, text = diffalign(capfd, "train", "emoji-d3po", *TINY, "prompts_per_round=1", change)
     assert found == code
     assert expected in text
+    assert Path("runs/emoji-d3po").exists() == (code == 3)
 
 
 @pytest.mark.weights
@@ -132,9 +178,13 @@ def test_train_resume_and_sample(capfd, here):
 
     code, text = diffalign(capfd, "train", "--resume", "runs/emoji-d3po", "lr=1.0")
     assert (code, "another config (lr: 0.0" in text) == (2, True), text
+    shutil.rmtree(run / "checkpoints")  # killed before the first one: still the same run
+    assert diffalign(capfd, "train", "emoji-ddpo", "--resume", str(run))[0] == 2
 
-    for extra, name in (([], "a.png"), (["--base"], "b.png")):
+    for extra, name in (([], "a.png"), (["--base"], "b.png"), (["--best"], "c.png")):
         assert diffalign(capfd, "sample", str(run), "--prompt", "red apple", "--out", name, *extra)[0] == 0
+    both = diffalign(capfd, "sample", str(run), "--prompt", "x", "--out", "d.png", "--base", "--best")
+    assert (both[0], "two different models" in both[1]) == (2, True)
     a, b = (Image.open(name) for name in ("a.png", "b.png"))
     assert a.size == b.size == (64, 64)
     assert a.tobytes() != b.tobytes()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from diffalign import config
 from diffalign.errors import DiffalignError
-from diffalign.registry import configs
+from diffalign.registry import configs, reward_maker
 
 GOOD = """\
 model: emoji
@@ -109,10 +110,94 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_match(write):
         ("trackers=[tensorbord]", "'tensorboard', 'wandb' or 'trackio'"),
         ("algorithm=nowhere:Mine", "could not be imported"),
         ("algorithm=nowhere.py:Mine", "nowhere.py does not exist"),
+        ("lr=.nan", "finite number"),
+        ("seed=-1", "greater than or equal to 0"),
+        (
+            "algorithm.beta='0.5'",
+            "algorithm.beta (the command line, algorithm.beta='0.5'): Input should be a valid",
+        ),
+        ("algorithm.beta=true", "got True (bool)"),
+        ("algorithm.beta=-0.1", "greater than 0; got -0.1"),
+        ("algorithm.beta=.inf", "finite number"),
+        ("algorithm.clip=-1", "greater than 0"),
+        ("algorithm.clip=1", "less than 1"),
+        ("algorithm.keep=0", "greater than or equal to 1"),
+        ("algorithm.keep=2.0", "algorithm.keep"),
+        ("algorithm.timestep_fraction=7", "less than or equal to 1"),
+        ("algorithm={name: prdp, beta_nats: 0}", "greater than 0"),
+        ("algorithm={name: prdp, epochs: 0}", "algorithm.epochs"),
+        ("algorithm={name: ddpo, epochs: 2.0}", "valid integer; got 2.0 (float)"),
+        ("algorithm={name: ddpo, clip_range_mean: 0}", "greater than 0"),
+        ("algorithm={name: ddpo, kl_weight: -1}", "greater than or equal to 0"),
+        ("algorithm={name: ddpo, buffer_size: 4}", "min_count = 16 rewards of a prompt never come together"),
+        ("rule={name: ddim, eta: '1'}", "rule.eta"),
+        ("rule={name: ddim, quiet_last: -1}", "rule.quiet_last"),
+        ("rule={name: flow_sde, noise_level: -1}", "rule.noise_level"),
+        ("reward={look: {name: emoji_clip, score: 3}}", "reward.look.score"),
+        ("warmup_updates=3", "is 3, but the run has 3 update(s) in all; make it less than that"),
+        ("micro_batch=1", "is 1, but d3po passes 2 pictures of a prompt through the denoiser at once"),
+        ("diversity=jpeg_compressibility", "has no method embed(images); take emoji_clip"),
+        ("diversity=emoji_clap", "Did you mean 'emoji_clip'"),
+        ("call={guidance_scale: 3}", "a key of its own; write guidance_scale: 3 beside `call`"),
     ],
 )
 def test_bad_values_say_what_came_and_what_is_allowed(write, override, expected):
     assert expected in problems(write(GOOD), override)
+
+
+def test_ddpo_needs_others_to_leave_one_out(write):
+    path, alone = write(GOOD), ["algorithm={name: ddpo, advantage: leave_one_out}", "images_per_prompt=1"]
+    assert "ddpo compares pictures of one prompt; make it 2 or more" in problems(path, *alone)
+    assert config.load(path, ["algorithm=ddpo", "images_per_prompt=1"]).images_per_prompt == 1
+
+
+def test_kept_pictures_alone_need_to_fit_into_a_micro_batch(write):
+    eight = ["images_per_prompt=8", "micro_batch=4"]
+    assert "passes 8 pictures" in problems(write(GOOD), *eight)
+    assert config.load(write(GOOD), [*eight, "algorithm.keep=2"]).micro_batch == 4
+    assert config.load(write(GOOD), [*eight, "algorithm=prdp"]).micro_batch == 4
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_missing_trackers_are_named_before_anything_runs(write, name):
+    if importlib.util.find_spec(name):
+        pytest.skip(f"{name} is installed here")
+    assert f"pip install {name}, or leave them out: trackers=[]" in problems(
+        write(GOOD), f"trackers=[{name}]"
+    )
+
+
+OWN = """
+from __future__ import annotations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nowhere import Something
+
+class Blurred:
+    def __init__(self, size: tuple[int, int], where: Path = Path("."), rate: float = 1.0):
+        self.given = size, where, rate
+    def __call__(self, images, prompts): ...
+
+def odd(images, prompts, thing: Something = None, rate: float = 1.0): ...
+"""
+
+
+def test_arguments_come_in_the_annotated_types(write, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = f"{tmp_path / 'own.py'}"
+    given = f"reward={{mine: {{name: '{own}:Blurred', size: [3, 4], where: masks, rate: 2}}}}"
+    spec = config.load(write(GOOD), [given]).reward["mine"]
+    assert config.make(spec, reward_maker).given == ((3, 4), Path("masks"), 2.0)
+    assert "reward.mine.size" in problems(write(GOOD), given.replace("[3, 4]", "[3, x]"))
+    assert "reward.mine.rate" in problems(write(GOOD), given.replace("rate: 2", "rate: '2'"))
+
+
+def test_annotations_for_type_checkers_are_no_obstacle(write, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    loaded = config.load(write(GOOD), [f"reward={{mine: {{name: '{tmp_path / 'own.py'}:odd', thing: 3}}}}"])
+    assert loaded.reward["mine"].arguments == {"thing": 3}
 
 
 def test_batch_arithmetic_counts_processes(write, monkeypatch):

@@ -12,9 +12,22 @@ from peft import PeftModel
 from torch import Tensor
 
 from diffalign.policy import Policy
+from diffalign.steps import FlowSDE
 
 from .families import FAMILIES, Family
-from .families.compare import LORA, SAMPLES, deviation, encode, error, own, perturbed, policy, run, walked
+from .families.compare import (
+    LORA,
+    SAMPLES,
+    arguments,
+    deviation,
+    encode,
+    error,
+    own,
+    perturbed,
+    policy,
+    run,
+    walked,
+)
 from .families.stable_diffusion import stable_diffusion_inpaint
 
 GUIDANCE = ["guided", "unguided"]
@@ -189,3 +202,14 @@ def test_the_pipeline_that_was_given_stays_as_it_was(family: Family) -> None:
         ours.decode(walked(ours, ours.noise([0, 1]), cond))
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(run(pipe, family, family.call).pictures, own(family.name, "guided").pictures)
+
+
+@pytest.mark.parametrize("name", ["Wan", "Sana", "StableDiffusion3", "Flux"])
+def test_the_stochastic_sampler_of_flows_has_bounded_noise(name: str) -> None:
+    """The first level of Wan's and Sana's schedulers is just below 1, where t / (1 - t) explodes."""
+    family = FAMILIES[name]
+    ours = Policy(family.make(), steps=20, call=arguments(family, "guided"))
+    encode(ours, family, 1)
+    std = FlowSDE(0.7).std(ours.grid)
+    assert float(std.max()) < 1
+    assert float(std.min()) > 0

@@ -142,7 +142,9 @@ def test_what_raises_while_it_is_made_is_shown(python):
 
 def test_a_package_that_is_missing_there_is_named(tmp_path):
     venv.create(tmp_path, with_pip=False)
-    with pytest.raises(DiffalignError, match=r"No module named 'torch'.* needs torch, numpy, pillow, fastapi"):
+    with pytest.raises(
+        DiffalignError, match=r"No module named 'torch'.* needs torch, numpy, pillow, fastapi"
+    ):
         isolated.start(str(tmp_path / "bin" / "python"), "jpeg_compressibility", {})
 
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors ranks",
+    "errors ranks bounds",
     "seeds grid losses credit reward",
     "steps combine lagrangian measure compose overlap wire batcher exchange remote subject differences conformance"
     " cost",
@@ -23,10 +23,10 @@ LAYERS = [
     "evaluate optimize calibrate",
     "algorithms",
     "trainer search",
-    "registry configfile rewardforms charts",
+    "arguments registry configfile rewardforms charts",
     "catalog scaffold pictures",
     "scoring",
-    "arguments rewardspec serve isolated_server",
+    "named rewardspec serve isolated_server",
     "config rewardarg",
     "build report",
     "progress trackers launch doctor doctor_text score_text reward_text",

@@ -87,3 +87,14 @@ def test_resumed_steps_are_the_same_bits():
         step(w, o)
     assert torch.equal(weight, other)
     assert torch.equal(optimizer.ema.shadow_params[0], resumed.ema.shadow_params[0])
+
+
+def test_averaged_weights_of_a_checkpoint_go_where_the_trained_ones_are():
+    weight, optimizer = make(ema_decay=0.9)
+    step(weight, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    elsewhere = nn.Parameter(torch.zeros(2, device="meta"))
+    settings = OptimizerSettings(lr=0.1, updates=4, ema_decay=0.9)
+    resumed = Optimizer([elsewhere], settings, Accelerator(cpu=True))
+    resumed.load_state_dict(saved)
+    assert resumed.ema.shadow_params[0].device == elsewhere.device

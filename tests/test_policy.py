@@ -234,6 +234,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "call": ({"call": {"guidance_rescal": 0.5}}, "Did you mean 'guidance_rescale'"),
     "ours": ({"call": {"num_inference_steps": 5}}, "set by diffalign itself"),
     "predict": ({"predict": "templat"}, "Did you mean 'template'"),
+    "target that fits nothing": (
+        {"lora": LoraSpec(targets="nothing")},
+        "'nothing' fits no layer. Give attention",
+    ),
+    "no targets": ({"lora": LoraSpec(targets=[])}, r"takes no LoRA on lora.targets = \[\]"),
+    "broken target": ({"lora": LoraSpec(targets="to_(k")}, "is no regular expression: "),
+    "target without a LoRA": (
+        {"lora": LoraSpec(targets=".*")},
+        "UNet2DConditionModel takes no LoRA on .*'\\.\\*'",
+    ),
+    "eta": ({"call": {**SIZE, "eta": 0.5}}, "'eta' is set by diffalign itself; .* use `rule`"),
+    "prompt": ({"call": {**SIZE, "prompt": "cat"}}, "use `prompts`"),
+    "callback": ({"call": {"callback_on_step_end_tensor_inputs": []}}, "set by diffalign itself"),
+    "steps": ({"steps": 2000}, "StableDiffusionPipeline does not take steps=2000, .* ValueError: .*1000"),
+    "size": ({"call": {"height": 48, "width": "wide"}}, "StableDiffusionPipeline does not take .*TypeError"),
+    "odd size": (
+        {"call": {"height": 50, "width": 16}},
+        "ValueError: `height` and `width` have to be divisible",
+    ),
+    "half a size": ({"call": {"height": 32}}, r"makes {'height': 16, 'width': 16} where .*'height': 32"),
     "precision": ({"mixed_precision": "fp8"}, "unknown mixed_precision"),
     "two halves": ({"dtype": "float16", "mixed_precision": "bf16"}, "two kinds of half precision"),
     "dtype": ({"dtype": "float61"}, "Did you mean 'float16'"),
@@ -283,8 +303,29 @@ def test_models_that_are_not_there_are_named(tmp_path: Path) -> None:
         Policy.from_pretrained("./nowhere", steps=2)
     with pytest.raises(DiffalignError, match=r"no model_index\.json"):
         Policy.from_pretrained(str(tmp_path), steps=2)
+    with pytest.raises(DiffalignError, match="'emoji' is a folder, which has no revision 'main'"):
+        Policy.from_pretrained("emoji", steps=2, revision="main")
     with pytest.raises(DiffalignError, match="unknown quantisation"):
         Policy.from_pretrained("emoji", steps=2, quantize="int3")
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    pipe = stable_diffusion()
+    pipe.save_pretrained(tmp_path)
+    for file in (tmp_path / "unet").glob("*.safetensors"):
+        file.unlink()
+    pipe.unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
+    assert list((tmp_path / "unet").glob("*.bin"))
+    with pytest.raises(DiffalignError, match=r"\.bin, \.pt\) are never loaded.*use_safetensors=False"):
+        Policy.from_pretrained(str(tmp_path), steps=2)
+
+
+def test_prompts_are_checked_by_the_longest_of_them() -> None:
+    policy = make()
+    policy.check_prompts(["cat", "a red fox in the snow"])
+    assert list(policy.encoder.known) == ["a red fox in the snow"]
+    with pytest.raises(DiffalignError, match="this model takes 16"):
+        policy.check_prompts(["a small blue house on a hill at night", "a " * 20, "cat"])
 
 
 def test_guidance_that_needs_a_negative_prompt_says_so() -> None:

@@ -16,7 +16,7 @@ SMALL = [pair for pair in TINY if not pair.startswith("reward=")]
 
 def section(title: str) -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.split(f"### {title}\n")[1].split("\n## ")[0]
+    return text.split(f"### {title}\n")[1].split("\n##")[0]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -33,8 +33,7 @@ def test_write_your_own_reward_works_as_written(tmp_path):
     (here / "p.txt").write_text("red apple\ndog face\nrocket\n")
     (here / "h.txt").write_text("3d sun\n3d tulip\n")
     text = section("Write your own reward")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (name,) = re.findall(r"Save this as `(\S+)`", text)
+    ((name, code),) = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
     (here / name).write_text(code)
     printed = [followed(environment, command, here) for command in commands(text)]
     assert len(printed) == 7

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffalign import registry
+from diffalign.arguments import parameters
 from diffalign.errors import DiffalignError
 
 MINE = """
@@ -41,12 +42,19 @@ class First(Combiner):
         return members.stacked[0]
 
 number = 3
+
+class Hungry:
+    def __init__(self):
+        raise OSError("no food in the house")
+    def __call__(self, images, prompts): ...
 """
 
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     (tmp_path / "mine_here.py").write_text(MINE)
+    (tmp_path / "half_written.py").write_text("import torch\n\ndef X(images, prompts:\n")
+    (tmp_path / "broken_here.py").write_text("class X:\n    shade = colour\n")
     monkeypatch.chdir(tmp_path)
     return "mine_here.py"
 
@@ -68,7 +76,7 @@ def test_reward_class_and_function_take_arguments(mine):
     assert registry.reward(f"{mine}:Half", scale=2.0)(images, ["", ""]).tolist() == [0.5, 0.5]
     assert registry.reward(f"{mine}:brightness", power=0.5)(images, ["", ""]).tolist() == [0.5, 0.5]
     assert registry.reward(f"{mine}:brightness")(images, ["", ""]).tolist() == [0.25, 0.25]
-    assert list(registry.parameters(registry.reward_maker(f"{mine}:brightness"))) == ["power"]
+    assert list(parameters(registry.reward_maker(f"{mine}:brightness"))) == ["power"]
 
 
 def test_a_reward_inside_a_reward_is_made_first(mine):
@@ -97,6 +105,15 @@ def test_combiners_resolve_by_name_or_from_ones_own_file(mine):
         (registry.algorithm, "mine_here.py:Mnie", "Did you mean 'Mine'?"),
         (registry.algorithm, "mine_here.py:Half", "is not an algorithm"),
         (registry.reward, "mine_here.py:number", "not 3"),
+        (registry.reward, "mine_here.py:Mine", "its class needs a method __call__(images, prompts)"),
+        (registry.reward, "mine_here.py:Hungry", "could not be made: OSError: no food in the house ("),
+        (
+            registry.reward,
+            "half_written.py:X",
+            "could not be imported: SyntaxError: '(' was never closed (half_wr",
+        ),
+        (registry.algorithm, "half_written:X", "could not be imported: SyntaxError"),
+        (registry.algorithm, "broken_here.py:X", "NameError: name 'colour' is not defined"),
         (registry.reward, "no_such_module:X", "could not be imported"),
         (registry.reward, "missing.py:X", "missing.py does not exist"),
     ],

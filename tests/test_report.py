@@ -163,6 +163,15 @@ def test_the_table_names_parts_judges_and_sets(folder):
     assert Page(text).open == []
 
 
+def test_every_curve_shows_and_looks_like_no_other():
+    lines = [Line(f"r{k}", f"reward {k}") for k in range(16)]
+    rows = [{"round": n, **{line.key: 1.0 * n for line in lines}} for n in range(3)]
+    svg = draw(Chart("t", "n", lines), rows)
+    assert [f"reward {k}<" in svg for k in range(16)] == [True] * 16
+    assert len(set(re.findall(r'style="(fill: none[^"]*stroke-width: 2\b[^"]*)"', svg))) == 16
+    assert "reward 16<" in draw(Chart("t", "n", [*lines, Line("r0", "reward 16")]), rows)
+
+
 def test_a_run_that_has_not_ended_has_a_report_too(folder):
     text = report.write(folder).read_text(encoding="utf-8")
     assert "has not ended" in text

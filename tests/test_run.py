@@ -54,6 +54,12 @@ def test_cells_cover_every_member_and_step_once():
     assert sorted(seen) == [(r, c) for r in range(6) for c in range(2)]
 
 
+def test_samples_that_go_together_are_not_squeezed_into_a_smaller_micro_batch():
+    run = make(Batching(2, 3, micro_batch=2))
+    with pytest.raises(DiffalignError, match="micro_batch = 2 is smaller than the 3 samples"):
+        next(run.cells(run.sample(), torch.arange(6).reshape(2, 3)))
+
+
 def test_shared_noise_is_shared_within_a_prompt_only():
     batch = make(Batching(2, 3)).sample(share_noise=True)
     first = batch.states[:, 0].reshape(2, 3, -1)

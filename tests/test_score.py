@@ -16,7 +16,8 @@ from diffalign import pictures, registry
 
 CODE = """
 def bright(images, prompts): return images.flatten(1).mean(1)
-def words(images, prompts, times: int = 1, among: list[str] = []): return images[:, 0, 0, 0] * 0 + times * len(prompts[0])
+def words(images, prompts, times: int = 1, among: list[str] = []):
+    return images[:, 0, 0, 0] * 0 + times * len(prompts[0])
 class Film:
     video = True
     def __call__(self, images, prompts): return images.mean((1, 2, 3, 4)) * 0 + images.shape[1]

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffalign import trackers
 from diffalign.errors import DiffalignError
 from diffalign.trackers import open_trackers
 
@@ -28,4 +29,25 @@ def test_tensorboard_holds_the_numbers_of_every_round(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
 def test_a_missing_tracker_says_how_to_install_it(tmp_path):
     with ExitStack() as stack, pytest.raises(DiffalignError, match="pip install wandb"):
+        open_trackers(["wandb"], tmp_path, {}, stack)
+
+
+class LoggedOut:
+    """A tracker whose service does not know us, as wandb without a key."""
+
+    requires_logging_directory = False
+
+    def __init__(self, name):
+        self.name = name
+
+    def start(self):
+        raise RuntimeError("api_key not configured (no-tty)")
+
+
+def test_a_tracker_that_does_not_start_says_how_to_log_in(tmp_path, monkeypatch):
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "wandb", LoggedOut)
+    with (
+        ExitStack() as stack,
+        pytest.raises(DiffalignError, match=r"api_key not .*wandb login.*trackers=\[\]"),
+    ):
         open_trackers(["wandb"], tmp_path, {}, stack)

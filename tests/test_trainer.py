@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from diffalign.algorithms.ddpo import DDPO
 from diffalign.checkpoint import latest
 from diffalign.errors import DiffalignError, RunError
 from diffalign.evaluate import Evaluator
+from diffalign.launch import _load_trained
+from diffalign.metrics import forget_peak_memory
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
@@ -115,6 +118,24 @@ def test_calls_are_counted(tmp_path):
     assert row["reward_calls"] == 8
 
 
+def test_peak_memory_is_a_round_s_own(tmp_path, monkeypatch):
+    trainer, events = make(tmp_path / "run"), []
+    monkeypatch.setattr("diffalign.trainer.forget_peak_memory", lambda: events.append("forgotten"))
+    monkeypatch.setattr(trainer.algorithm, "collect", lambda run: events.append("collected") or run.sample())
+    monkeypatch.setattr(trainer.algorithm, "minibatches", lambda run, batch: [])
+    trainer.one_round()
+    assert events == ["forgotten", "collected"]
+
+
+def test_peak_memory_is_forgotten_on_cuda_alone(monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        forget_peak_memory()
+    assert events == ["reset"]
+
+
 def test_too_much_kl_stops(tmp_path):
     summary = make(tmp_path / "run", lr=1.0, rounds=50, max_kl=1.0).train()
     assert summary["rounds"] < 50
@@ -144,6 +165,26 @@ def test_the_best_weights_are_kept(tmp_path):
     assert (tmp_path / "run" / "lora-best").is_dir()
 
 
+def test_samples_are_of_the_final_the_best_or_before_the_end_the_averaged_weights(tmp_path):
+    trainer = make(tmp_path / "run", lr=0.2, rounds=4)
+    trainer.train()
+
+    def sampled(*, best: bool = False) -> torch.Tensor:
+        fresh = PicturePolicy(2, 3)
+        _load_trained(fresh, trainer.folder, best=best)
+        return fresh.delta.detach()
+
+    assert torch.equal(sampled(), weights(tmp_path / "run"))
+    best = load_file(tmp_path / "run" / "lora-best" / "delta.safetensors")["delta"]
+    assert torch.equal(sampled(best=True), best)
+    shutil.rmtree(tmp_path / "run" / "lora")
+    assert torch.equal(sampled(), trainer.optimizer.ema.shadow_params[0])
+    assert not torch.equal(sampled(), trainer.run.policy.delta)
+    shutil.rmtree(tmp_path / "run" / "lora-best")
+    with pytest.raises(DiffalignError, match="no evaluation yet, or keep_best is false"):
+        sampled(best=True)
+
+
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     make(tmp_path / "run", identity={"lr": 1.0, "seed": 0}, rounds=2).train()
     with pytest.raises(DiffalignError, match=r"another config \(lr: 1\.0 then, 2\.0 now\)"):
@@ -156,3 +197,39 @@ def test_ratio_warnings_name_both_numbers(tmp_path, caplog):
         trainer._check_ratio({"ratio/deviation": 2e-5})
     assert "2.0e-05" in caplog.text
     assert "1.0e-04" in caplog.text
+
+
+def test_rounds_time_their_own_phases(tmp_path):
+    trainer = make(tmp_path / "run", rounds=4, eval_every=2)
+    trainer.train()
+    assert ["seconds/evaluate" in row for row in trainer.folder.rows()] == [False, True, False, True]
+    assert all("seconds/kl" in row for row in trainer.folder.rows())
+
+
+def test_a_fallen_trained_reward_is_a_limit_too(tmp_path):
+    trainer = make(tmp_path / "run", rounds=4, max_heldout_drop=0.5)
+    trainer._apply_limits({"kl": 0.0, "heldout/total/gain_sd": -0.6})
+    assert "held-out total fell by 0.60 sd" in trainer.stopped
+
+
+def test_the_summary_holds_what_a_reader_needs(tmp_path):
+    summary = make(tmp_path / "run", rounds=2).train()
+    assert summary.keys() >= {
+        "heldout_reward_base", "heldout_reward", "gain_sd", "gain_sd_ci", "win_rate", "win_rate_ci",
+        "heldout_other", "denoiser_calls", "reward_calls", "seconds",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == summary.keys()
+
+
+def test_the_lora_that_is_left_holds_the_averaged_weights(tmp_path):
+    trainer = make(tmp_path / "run", rounds=3)
+    trainer.train()
+    latest, average = trainer.run.policy.delta.detach(), trainer.optimizer.ema.shadow_params[0]
+    assert not torch.equal(latest, average)
+    torch.testing.assert_close(weights(tmp_path / "run"), average, rtol=0, atol=0)
+
+
+def test_one_interrupted_process_interrupts_all(tmp_path, monkeypatch):
+    trainer = make(tmp_path / "run")
+    monkeypatch.setattr(trainer.run, "gather", lambda values: torch.tensor([0, 1]))
+    assert trainer._anywhere(False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffalign.grid import Grid
@@ -94,6 +94,9 @@ class ChainPolicy:
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         save_file(self.adapter_state(), folder / "delta.safetensors")
+
+    def load(self, folder: Path) -> None:
+        self.load_adapter_state(load_file(folder / "delta.safetensors"))
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from diffalign.bounds import Above0, Below1, Positive, Share
 from diffalign.credit import groups, prefer
 from diffalign.losses import clip_ratio, preference
 from diffalign.run import Run
@@ -35,13 +36,17 @@ class D3PO:
     min_images_per_prompt: ClassVar[int] = 2
 
     mode: Literal["paper_code", "calibrated"] = "calibrated"
-    beta: float = 0.1
-    clip: float = 0.1
+    beta: Above0 = 0.1
+    clip: Below1 = 0.1
     labels: Literal["hard", "bradley_terry"] = "hard"
     compare: Literal["total", "pareto"] = "total"
     reference: Literal["pretrained", "previous_round"] = "pretrained"
-    timestep_fraction: float = 1.0
-    keep: int | None = None
+    timestep_fraction: Share = 1.0
+    keep: Positive | None = None
+
+    def together(self, images: int) -> int:
+        """How many of a prompt's pictures pass the denoiser together, and so must fit into a micro-batch."""
+        return images if self.keep is None else min(images, 2 * self.keep)
 
     def collect(self, run: Run) -> Trajectory:
         """K pictures a prompt with one x_T, their preferences and reference log-probs."""

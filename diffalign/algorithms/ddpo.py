@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffalign.bounds import Above0, NotNegative, Positive, Share
 from diffalign.credit import PromptTracker, leave_one_out, standardize
+from diffalign.errors import DiffalignError
 from diffalign.losses import policy_gradient
 from diffalign.run import Run
 from diffalign.steps import Gaussian
@@ -32,19 +34,29 @@ class DDPO:
     keep: train on this many best and as many worst pictures of each prompt only; None: on all.
     """
 
-    clip_range_mean: float = 1e-4
+    clip_range_mean: Above0 = 1e-4
     advantage: Literal["per_prompt", "batch", "leave_one_out"] = "per_prompt"
-    advantage_clip: float = 5.0
-    buffer_size: int = 32
-    min_count: int = 16
-    epochs: int = 1
-    timestep_fraction: float = 1.0
-    kl_weight: float = 0.0
-    keep: int | None = None
+    advantage_clip: Above0 = 5.0
+    buffer_size: Positive = 32
+    min_count: Positive = 16
+    epochs: Positive = 1
+    timestep_fraction: Share = 1.0
+    kl_weight: NotNegative = 0.0
+    keep: Positive | None = None
     tracker: PromptTracker = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.min_count > self.buffer_size:
+            raise DiffalignError(
+                f"min_count = {self.min_count} rewards of a prompt never come together in buffer_size = "
+                f"{self.buffer_size}; make buffer_size larger."
+            )
         self.tracker = PromptTracker(self.buffer_size, self.min_count)
+
+    @property
+    def min_images_per_prompt(self) -> int:
+        """A picture that is left alone has no others to be compared with."""
+        return 2 if self.advantage == "leave_one_out" else 1
 
     def collect(self, run: Run) -> Trajectory:
         """Scored trajectories with advantages from the rewards of all processes."""

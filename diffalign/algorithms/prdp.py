@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from diffalign.bounds import Above0, Positive
 from diffalign.credit import pairs
 from diffalign.losses import reward_difference
 from diffalign.run import Run
@@ -31,11 +32,11 @@ class PRDP:
 
     min_images_per_prompt: ClassVar[int] = 2
 
-    beta_nats: float = 0.1
-    clip_mean: float = 1e-4
-    epochs: int = 1
+    beta_nats: Above0 = 0.1
+    clip_mean: Above0 = 1e-4
+    epochs: Positive = 1
     share_noise: bool = False
-    keep: int | None = None
+    keep: Positive | None = None
 
     def collect(self, run: Run) -> Trajectory:
         """Scored trajectories with reference log-probs."""

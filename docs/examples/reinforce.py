@@ -12,6 +12,8 @@ from diffalign.credit import leave_one_out
 class Reinforce:
     """scale multiplies the advantage, in reward units."""
 
+    min_images_per_prompt = 2  # one picture alone has no others to be compared with
+
     scale: float = 1.0
 
     def collect(self, run):

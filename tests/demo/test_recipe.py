@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import open_clip
@@ -137,6 +138,21 @@ def test_every_training_step_runs_and_the_parts_form_a_pipeline(out, tmp_path):
     assert int(load_file(tmp_path / "unet/state.safetensors")["step"]) == 2
 
 
+@pytest.mark.usefixtures("small")
+def test_a_training_can_go_on_from_other_weights(out, tmp_path):
+    for step in ("vae", "unet"):
+        command.run(step, out, tmp_path, steps=2)
+    start = StableDiffusionPipeline.from_pretrained(out / "base")
+    shutil.copytree(out / "base", tmp_path / "start")
+    for step in ("vae", "unet"):
+        command.run(step, out, tmp_path / "again", steps=1, rate=1e-9, start=tmp_path / "start")
+    again = StableDiffusionPipeline.from_pretrained(out / "base")
+    for part in ("vae", "unet", "text_encoder"):
+        for a, b in zip(getattr(start, part).parameters(), getattr(again, part).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # random weights differ by 1e-2 and more
+    assert str(tmp_path) not in (out / "base/unet/config.json").read_text()
+
+
 def test_captions_lose_their_style_word_or_all_words_as_often_as_said():
     rows = [{"style": "3d", "name": "cat"}]
     captions = unet.Captions(clip.words.tokenizer(["3d", "cat"]), rows)
@@ -148,7 +164,11 @@ def test_captions_lose_their_style_word_or_all_words_as_often_as_said():
     assert share == pytest.approx({"plain": 0.4, "empty": 0.1, "styled": 0.5}, abs=0.015)  # 4 standard errors
 
 
-def test_steps_without_a_training_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [(["data", "--steps", "3"], "vae, unet, clip"), (["clip", "--start", "base"], "vae, unet, not")],
+)
+def test_an_option_of_another_step_is_refused(arguments, allowed, capsys):
     with pytest.raises(SystemExit, match="2"):
-        command.main(["data", "--out", "x", "--steps", "3"])
-    assert "vae, unet, clip" in capsys.readouterr().err
+        command.main([*arguments, "--out", "x"])
+    assert allowed in capsys.readouterr().err

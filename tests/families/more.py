@@ -28,9 +28,10 @@ from .base import Family, embedding, masked_embeds, padded, randomise, t5_encode
 from .flow import FLUX_SHIFT
 
 
-def flux_vae() -> AutoencoderKL:
+def flux_vae(**config: Any) -> AutoencoderKL:
     """The autoencoder of FLUX.1, which Lumina 2, Z-Image and Chroma use too."""
-    return vae(2, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    published = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+    return vae(2, **published, use_quant_conv=False, use_post_quant_conv=False, **config)
 
 
 def hunyuan_video() -> HunyuanVideoPipeline:
@@ -92,7 +93,11 @@ def lumina2() -> Lumina2Pipeline:
     return Lumina2Pipeline(
         transformer=randomise(transformer, 1),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=flux_vae(),
+        vae=flux_vae(  # Lumina2Pipeline takes it for granted that a VAE makes a side eight times as long
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 4, 8),
+        ),
         text_encoder=None,
         tokenizer=None,
     )

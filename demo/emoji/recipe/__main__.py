@@ -12,6 +12,7 @@ from . import card, clip, data, unet, vae
 
 TRAINED = {"vae": vae, "unet": unet, "clip": clip}
 STEPS = ("data", *TRAINED, "card")
+GOES_WITH = {"steps": TRAINED, "rate": TRAINED, "start": ("vae", "unet")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,16 +24,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, help="optimizer steps of a single training, instead of the recipe's own"
     )
+    parser.add_argument("--rate", type=float, help="peak learning rate of a single training")
+    parser.add_argument("--start", type=Path, help="vae, unet: a pipeline whose weights to go on from")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
-    if options.steps is not None and options.what not in TRAINED:
-        parser.error(f"--steps goes with one of {', '.join(TRAINED)}, not with {options.what!r}")
+    for name, steps in GOES_WITH.items():
+        if getattr(options, name) is not None and options.what not in steps:
+            parser.error(f"--{name} goes with one of {', '.join(steps)}, not with {options.what!r}")
     torch.set_num_threads(options.threads)
     for step in STEPS if options.what == "all" else (options.what,):
-        run(step, options.out, options.work or options.out / "work", options.steps)
+        run(step, options.out, options.work or options.out / "work", steps=options.steps,
+            rate=options.rate, start=options.start)  # fmt: skip
 
 
-def run(step: str, out: Path, work: Path, steps: int | None = None) -> None:
+def run(
+    step: str,
+    out: Path,
+    work: Path,
+    *,
+    steps: int | None = None,
+    rate: float | None = None,
+    start: Path | None = None,
+) -> None:
     """One step of the recipe, into `out`."""
     if step == "data":
         data.build(out, work / "packages")
@@ -40,7 +53,8 @@ def run(step: str, out: Path, work: Path, steps: int | None = None) -> None:
         card.grids(out)
     else:
         schedule = TRAINED[step].SCHEDULE
-        TRAINED[step].train(out, work, dataclasses.replace(schedule, steps=steps or schedule.steps))
+        schedule = dataclasses.replace(schedule, steps=steps or schedule.steps, rate=rate or schedule.rate)
+        TRAINED[step].train(out, work, schedule, **({"start": start} if start else {}))
 
 
 if __name__ == "__main__":

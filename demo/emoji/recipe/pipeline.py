@@ -42,9 +42,14 @@ def save(
     for part in (vae, unet, text_encoder):
         part.half()
     pipeline.save_pretrained(folder)
-    _load_as_float32(folder / "text_encoder/config.json")
+    for config in folder.glob("*/config.json"):
+        _tidy(config)
 
 
-def _load_as_float32(path: Path) -> None:
-    """Makes transformers load the fp16 file as fp32, as diffusers does for the other parts by default."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+def _tidy(path: Path) -> None:
+    """Forgets where a part was read from, and has every part loaded as fp32, as diffusers does by default."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    if "dtype" in config:  # what transformers writes, and follows
+        config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2) + "\n")

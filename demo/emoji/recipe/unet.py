@@ -15,7 +15,7 @@ from .fit import Schedule, fit
 from .vae import latents
 
 BATCH = 32
-SCHEDULE = Schedule(steps=12000, rate=8e-4, save_every=100)
+SCHEDULE = Schedule(steps=15000, rate=8e-4, save_every=100)
 STYLELESS, EMPTY, GAMMA = 0.4, 0.1, 5.0
 
 
@@ -42,7 +42,7 @@ class Model(nn.Module):
             in_channels=4,
             out_channels=4,
             layers_per_block=1,
-            block_out_channels=(64, 96, 160),
+            block_out_channels=(64, 128, 192),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=128,
@@ -52,6 +52,11 @@ class Model(nn.Module):
         self.unet.set_attn_processor(
             AttnProcessor()
         )  # on CPU a quarter less time per step than the fused kernel
+
+    def start_from(self, folder: Path) -> None:
+        """Takes over the weights of the pipeline in `folder`, which must have this layout and vocabulary."""
+        self.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
+        self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
 
     def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
         """Predicted noise, shaped like `noisy`."""
@@ -90,8 +95,11 @@ def loss(
     return (ratio.clamp(max=GAMMA) / ratio * error.square()).mean()
 
 
-def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:
-    """Trains on `out/pictures.parquet` seen through `out/base/vae`, completes the pipeline `out/base`."""
+def train(out: Path, work: Path, schedule: Schedule = SCHEDULE, start: Path | None = None) -> None:
+    """Trains on `out/pictures.parquet` seen through `out/base/vae`, completes the pipeline `out/base`.
+
+    start: a pipeline whose weights to go on from, instead of random ones.
+    """
     torch.manual_seed(schedule.seed)
     images, rows = data.arrays(out / "pictures.parquet")
     vae = AutoencoderKL.from_pretrained(out / "base/vae")
@@ -99,5 +107,7 @@ def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:
     tokenizer = words.tokenizer(words.vocabulary(f"{row['style']} {row['name']}" for row in rows))
     captions, alphas = Captions(tokenizer, rows), pipeline.scheduler().alphas_cumprod
     model = Model(len(tokenizer))
+    if start:
+        model.start_from(start)
     fit(model, lambda generator: loss(model, alphas, codes, captions, generator), schedule, work / "unet")
     pipeline.save(out / "base", vae, model.unet, model.text_encoder, tokenizer)

@@ -54,11 +54,14 @@ def latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat(means).float() * vae.config.scaling_factor
 
 
-def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:
-    """Trains from `out/pictures.parquet`, scales latents to unit variance, writes `out/base/vae`."""
+def train(out: Path, work: Path, schedule: Schedule = SCHEDULE, start: Path | None = None) -> None:
+    """Trains from `out/pictures.parquet`, scales latents to unit variance, writes `out/base/vae`.
+
+    start: a pipeline whose autoencoder to go on from, instead of random weights.
+    """
     torch.manual_seed(schedule.seed)
     images = torch.from_numpy(data.arrays(out / "pictures.parquet")[0])
-    vae = build()
+    vae = AutoencoderKL.from_pretrained(start / "vae") if start else build()
     fit(vae, lambda generator: loss(vae, images, generator), schedule, work / "vae")
     vae.register_to_config(scaling_factor=1.0)
     vae.register_to_config(scaling_factor=float(1 / latents(vae, images).std()))
