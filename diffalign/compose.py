@@ -82,10 +82,15 @@ class Composite:
         return Scores(self.combine(parts, prompts), parts)
 
     def measure(
-        self, images: Tensor, prompts: Sequence[str], group: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        group: Tensor | None = None,
+        *,
+        finite: bool = True,
     ) -> dict[str, Tensor]:
-        """Every reward's own scores (B,) by label, and their parts as `label.part`."""
-        return measure(self.rewards, images, prompts, group)
+        """Every reward's own scores (B,) by label, and their parts as `label.part`; see `measure`."""
+        return measure(self.rewards, images, prompts, group, finite=finite)
 
     def combine(
         self, parts: Mapping[str, Tensor], prompts: Sequence[str], group: Tensor | None = None

@@ -18,15 +18,22 @@ from diffalign.reward import AnyReward, Scores, kind, refuse_video, score, shari
 
 
 def measure(
-    rewards: Mapping[str, AnyReward], images: Tensor, prompts: Sequence[str], group: Tensor | None = None
+    rewards: Mapping[str, AnyReward],
+    images: Tensor,
+    prompts: Sequence[str],
+    group: Tensor | None = None,
+    *,
+    finite: bool = True,
 ) -> dict[str, Tensor]:
     """Scores (B,) of every reward under its label, then their parts as `label.part`, in float32.
 
     Features that several of them need are computed once. group (B,): which pictures belong together;
-    without it those of one prompt do.
+    without it those of one prompt do. finite=False lets numbers through that are not finite.
     """
     with sharing():
-        each = {label: _scores(reward, images, prompts, label, group) for label, reward in rewards.items()}
+        each = {
+            label: _scores(reward, images, prompts, label, group, finite) for label, reward in rewards.items()
+        }
     found = {label: scores.value for label, scores in each.items()}
     for label, scores in each.items():
         found |= {f"{label}.{name}": value for name, value in scores.parts.items()}
@@ -35,15 +42,15 @@ def measure(
 
 
 def _scores(
-    reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str, group: Tensor | None
+    reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str, group: Tensor | None, finite: bool
 ) -> Scores:
     refuse_video(reward, images, label)
     if kind(reward) == "picture":
-        return score(reward, images, prompts, label)
+        return score(reward, images, prompts, label, finite=finite)
     value = images.new_zeros(len(prompts), dtype=torch.float32)
     for rows in _together(prompts, group):
         own = [prompts[r] for r in rows.tolist()]
-        found = score(_on_one_group(reward), images[rows.to(images.device)], own, label).value
+        found = score(_on_one_group(reward), images[rows.to(images.device)], own, label, finite=finite).value
         value = value.index_copy(0, rows.to(value.device), found.to(value))
     return Scores(value)
 

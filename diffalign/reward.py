@@ -118,8 +118,13 @@ def once(key: Hashable, images: Tensor, compute: Callable[[], T]) -> T:
     return result
 
 
-def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward") -> Scores:
-    """Call a reward and check what it returns: (B,) finite numbers, or an error that names it."""
+def score(
+    reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str = "reward", *, finite: bool = True
+) -> Scores:
+    """Call a reward and check what it returns: (B,) finite numbers, or an error that names it.
+
+    finite=False: numbers that are not finite are let through.
+    """
     refuse_video(reward, images, label)
     scores = _asked(reward, images, prompts, label)
     named = {label: scores.value} | {f"{label}.{part}": values for part, values in scores.parts.items()}
@@ -130,7 +135,7 @@ def score(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str 
                 f"it must return one score a picture, shape ({len(prompts)},)."
             )
     bad = (~scores.value.isfinite()).nonzero().flatten().tolist()
-    if bad:
+    if bad and finite:
         raise RunError(
             f"reward {label!r} returned {scores.value[bad[0]].item()} for {len(bad)} of {len(prompts)} "
             f"pictures, the first for {prompts[bad[0]]!r}. Rewards must be finite: fix it, then resume."

@@ -22,7 +22,7 @@ LAYERS = [
     "run",
     "evaluate optimize calibrate",
     "algorithms",
-    "trainer search",
+    "task found ledger trainer search",
     "arguments registry configfile rewardforms charts",
     "catalog scaffold pictures",
     "scoring",
