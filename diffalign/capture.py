@@ -142,8 +142,44 @@ class Capture:
 
         The denoiser is stubbed, and the latents between the steps are random.
         """
-        calls: list[tuple[str, list[Any], Any]] = []
         self._outputs: list[Tensor] = []
+
+        def take(moment: Moment) -> Tensor:
+            if not self._outputs:
+                self._first = moment.sample
+            self._require_unchanged(moment, len(self._outputs))
+            self._outputs.append(_some(moment.output))
+            self._show(inference, moment)
+            if len(self._outputs) == len(self.shell.scheduler.all_timesteps):
+                raise Stop
+            return self._latents(len(self._outputs))
+
+        with torch.no_grad():
+            self._run(batch, self._recorded(take))
+            if len(self._outputs) == self.shell.steps == 1:
+                self._trace_again(batch, inference)
+        seen, steps = len(self._outputs), self.shell.steps
+        if seen != steps:
+            raise DiffalignError((_SKIPPED if seen else _UNSEEN).format(self.shell.family, seen, steps))
+        self.latent_shape, self.dtype = tuple(self._first.shape[1:]), self._first.dtype
+
+    def _trace_again(self, batch: Batch, inference: Inference | None) -> None:
+        """In a run of one step all arguments look constant: show that step at other latents too."""
+        before: list[Moment] = []
+
+        def take(moment: Moment) -> Tensor:
+            if not before:
+                before.append(moment)
+                return self._latents(1)
+            self._require_unchanged(moment, 1)
+            self._show(inference, moment)
+            raise Stop
+
+        self._run(batch, self._recorded(take, keep=[0, 0]))
+
+    def _recorded(self, take: Callable[[Moment], Tensor], keep: Sequence[int] | None = None) -> Watch:
+        """The denoiser stubbed; `take` sees every step and says which latents the next one gets."""
+        calls: list[tuple[str, list[Any], Any]] = []
 
         def denoise(name: str, args: Any, kwargs: Any) -> Any:
             output = self._stubbed(name, args, kwargs)
@@ -151,24 +187,15 @@ class Capture:
             return output
 
         def step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
-            k, output = len(self._outputs), _same_channels(output, sample)
-            if k == 0:
-                self._first = sample
-            elif not _is(sample, self._latents(k)):
-                raise DiffalignError(_CHANGED.format(self.shell.family))
-            self._outputs.append(_some(output))
-            self._show(inference, Moment(calls.copy(), output, torch.as_tensor(timestep), sample))
+            moment = Moment(calls.copy(), _same_channels(output, sample), torch.as_tensor(timestep), sample)
             calls.clear()
-            if k + 1 == len(self.shell.scheduler.all_timesteps):
-                raise Stop
-            return self._latents(k + 1)
+            return take(moment)
 
-        with torch.no_grad():
-            self._run(batch, Watch(denoise, step))
-        seen, steps = len(self._outputs), self.shell.steps
-        if seen != steps:
-            raise DiffalignError((_SKIPPED if seen else _UNSEEN).format(self.shell.family, seen, steps))
-        self.latent_shape, self.dtype = tuple(self._first.shape[1:]), self._first.dtype
+        return Watch(denoise, step, keep=keep)
+
+    def _require_unchanged(self, moment: Moment, k: int) -> None:
+        if not _is(moment.sample, self._latents(k)):
+            raise DiffalignError(_CHANGED.format(self.shell.family))
 
     def _latents(self, k: int) -> Tensor:
         """The latents of the trace at step k."""

@@ -63,10 +63,11 @@ class Predictor:
     def _template(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         template = self.capture.template
         assert template is not None
+        index = None if template.timed and not template.scheduled else self._index(t)
         captured = self.capture.captured(cond)
         calls = zip(template.names, template.arguments(x, t, captured), strict=True)
         outputs = [self.denoise(name, args, kwargs) for name, (args, kwargs) in calls]
-        return template.output(outputs, x, self._index(t) if template.scheduled else None)
+        return template.output(outputs, x, index)
 
     def _replay(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.capture.replay(x, int(self._index(t)[0]), cond)
@@ -74,7 +75,7 @@ class Predictor:
     def _index(self, t: Tensor) -> Tensor:
         """Grid indices (B,) of timesteps (B,) or ()."""
         timesteps = self.capture.grid.timesteps
-        match = timesteps[None] == t.detach().cpu().to(timesteps.dtype).reshape(-1, 1)
+        match = timesteps[None].double() == t.detach().cpu().double().reshape(-1, 1)
         if not bool(match.any(1).all()):
             raise DiffalignError(f"timesteps {t.tolist()} are not all on the grid {timesteps.tolist()}.")
         return match.int().argmax(1)

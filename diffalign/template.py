@@ -213,6 +213,11 @@ class Template:
         return isinstance(self.combine, Scheduled)
 
     @property
+    def timed(self) -> bool:
+        """Whether it follows the timestep; that of a run of one step is a constant, right at that timestep alone."""
+        return any(isinstance(writer, Time) for writer in self.writers.values())
+
+    @property
     def vector(self) -> bool:
         """Whether the pipeline itself gives its denoiser one timestep a row."""
         return not any(isinstance(w, Time) and w.scalar for w in self.writers.values())
