@@ -90,6 +90,18 @@ class Task:
         return x
 
     @torch.no_grad()
+    def advance(self, x: Tensor, i: Tensor, owner: Tensor, seeds: Sequence[int]) -> Step:
+        """One step without gradients, `batch` samples at a time."""
+        return Step.cat(
+            [
+                self.step(
+                    x[rows.to(x.device)], i[rows].to(x.device), owner[rows], [seeds[r] for r in rows.tolist()]
+                )
+                for rows in self.chunks(len(x))
+            ]
+        )
+
+    @torch.no_grad()
     def sample(
         self, x: Tensor, owner: Tensor, seeds: Sequence[int], start: int = 0, stop: int | None = None
     ) -> Tensor:

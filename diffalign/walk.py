@@ -36,6 +36,29 @@ class Step:
         """The clean sample that the denoiser sees in x."""
         return self.grid.x0_eps(self.output, self.x, self.i)[0]
 
+    def redrawn(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Latents of level i + 1 that follow x[rows] (C, ...), with the noise of these C seeds."""
+        rows = rows.to(self.x.device)
+        dist = Gaussian(self.dist.mean[rows], self.dist.std[rows])
+        return dist.sample(noise(seeds, self.i[rows], self.x)).to(self.x.dtype)
+
+    @staticmethod
+    def cat(parts: Sequence[Step]) -> Step:
+        """Steps of some samples, then those of others."""
+        i, x, output, mean, std, following = (
+            torch.cat(column)
+            for column in zip(
+                *((p.i, p.x, p.output, p.dist.mean, p.dist.std, p.next) for p in parts), strict=True
+            )
+        )
+        return Step(i, x, output, Gaussian(mean, std), following, parts[0].grid)
+
+
+def noise(seeds: Sequence[int], i: Tensor, like: Tensor) -> Tensor:
+    """The standard normal noise of steps from levels i (B,), shaped and placed as `like` (B, ...)."""
+    each = [derive(seed, level) for seed, level in zip(seeds, i.tolist(), strict=True)]
+    return normal(each, like.shape[1:]).to(like.device)
+
 
 def step(
     policy: Policy, rule: StepRule, grid: Grid, x: Tensor, i: Tensor, cond: Conditioning, seeds: Sequence[int]
@@ -49,8 +72,7 @@ def step(
     dist = rule(output, x, grid, i)
     following = dist.mean
     if bool((rule.std(grid)[i.cpu()] > 0).any()):
-        each = [derive(seed, level) for seed, level in zip(seeds, i.tolist(), strict=True)]
-        following = dist.sample(normal(each, x.shape[1:]).to(x.device))
+        following = dist.sample(noise(seeds, i, x))
     return Step(i, x, output, dist, following.to(x.dtype), grid)
 
 
