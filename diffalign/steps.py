@@ -141,6 +141,25 @@ class ODE:
         return Gaussian(signal * x0 + noise * eps, torch.zeros_like(signal))
 
 
+@dataclass(frozen=True)
+class Consistency:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): the clean sample, noised anew to the next level.
+
+    The last step ends at the clean sample itself, whatever noise the grid leaves; a run of one step is that step.
+    """
+
+    def std(self, grid: Grid) -> Tensor:
+        """The noise of the next level; 0 at the last step."""
+        return torch.where(torch.arange(grid.steps) < grid.steps - 1, grid.noise[1:], 0.0)
+
+    def __call__(self, output: Tensor, x: Tensor, grid: Grid, i: Tensor) -> Gaussian:
+        """signal_s x0, noise_s."""
+        x0, _ = grid.x0_eps(output, x, i)
+        at = i.cpu()
+        signal = torch.where(at < grid.steps - 1, grid.signal[at + 1], 1.0)
+        return Gaussian(expand(signal, x) * x0, expand(self.std(grid)[at], x))
+
+
 def stochastic(rule: StepRule, grid: Grid) -> Tensor:
     """Indices of the steps that have noise, and so a log-prob."""
     return (rule.std(grid) > STD_MIN).nonzero().flatten()
@@ -151,4 +170,9 @@ def default_rule(grid: Grid) -> StepRule:
     return FlowSDE() if grid.flow else DDIM()
 
 
-RULES: dict[str, type[StepRule]] = {"ddim": DDIM, "flow_sde": FlowSDE, "ode": ODE}
+RULES: dict[str, type[StepRule]] = {
+    "ddim": DDIM,
+    "flow_sde": FlowSDE,
+    "ode": ODE,
+    "consistency": Consistency,
+}
