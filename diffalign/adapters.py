@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -101,17 +101,19 @@ def _last(name: str) -> str:
 class Adapters:
     """The variants of one or several denoisers: "policy", "reference" and named snapshots.
 
-    With LoRA a variant is an adapter on shared weights; without, a copy of the whole module.
+    With LoRA a variant is an adapter on shared weights; without (None), a copy of the whole module; with
+    False nothing is trained, and the policy is the reference.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], lora: LoraSpec | None) -> None:
+    def __init__(self, modules: dict[str, nn.Module], lora: LoraSpec | Literal[False] | None) -> None:
         self.lora, self.base, self.active = lora, modules, POLICY
         self.snapshots: list[str] = []
         self.full: dict[str, dict[str, nn.Module]] = {}
+        self._layers: list[BaseTunerLayer] = []
         if lora is None:
             trained = {name: _trainable_copy(module) for name, module in modules.items()}
             self.full = {POLICY: trained, REFERENCE: modules}
-        else:
+        elif lora:
             self.configs = {name: lora.config(module) for name, module in modules.items()}
             self._inject(POLICY)
 
@@ -129,8 +131,7 @@ class Adapters:
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """Let this variant be the active one, and the former one again afterwards, come what may."""
-        if variant not in (names := [POLICY, REFERENCE, *self.snapshots]):
-            raise unknown("variant of the policy", variant, names)
+        self._check(variant)
         before = self.active
         self._activate(variant)
         try:
@@ -140,6 +141,10 @@ class Adapters:
 
     def snapshot(self, variant: str) -> None:
         """Keep the policy's weights of now as a frozen variant of this name; an older one is overwritten."""
+        if self.lora is False:
+            raise DiffalignError(
+                "nothing is trained with lora=False, so there is nothing to keep a snapshot of."
+            )
         if variant in (POLICY, REFERENCE) or "." in variant:
             raise DiffalignError(f"{variant!r} cannot be the name of a snapshot; choose another one.")
         if variant not in self.snapshots:
@@ -148,6 +153,15 @@ class Adapters:
         with torch.no_grad():
             for (_, source), (_, target) in pairs:
                 target.copy_(source)
+
+    def differs(self, variant: str = POLICY) -> bool:
+        """Whether a variant has weights that make it another than the reference; a fresh LoRA's B is zero."""
+        self._check(variant)
+        own = self.named_parameters(variant)
+        if not self.full:
+            return any(bool(parameter.any()) for name, parameter in own if ".lora_B." in name)
+        pairs = zip(own, self.named_parameters(REFERENCE), strict=True)
+        return any(not torch.equal(a, b.to(a)) for (_, a), (_, b) in pairs)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the policy's own weights, by name."""
@@ -164,6 +178,10 @@ class Adapters:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
+
+    def _check(self, variant: str) -> None:
+        if variant not in (names := [POLICY, REFERENCE, *self.snapshots]):
+            raise unknown("variant of the policy", variant, names)
 
     def _add(self, variant: str) -> None:
         self.snapshots.append(variant)
@@ -232,6 +250,8 @@ def spec_text(adapters: Adapters) -> str:
     """What is trained, in words."""
     if adapters.lora is None:
         return "all weights (a second, frozen copy is the reference)"
+    if not adapters.lora:
+        return "nothing"
     module: Any = next(iter(adapters.base.values()))
     targets, alpha = module.peft_config[POLICY].target_modules, adapters.lora.alpha
     shown = targets if isinstance(targets, str) else ", ".join(sorted(targets))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -17,11 +18,22 @@ def parameters(maker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         signature = inspect.signature(maker, eval_str=True)
     except (NameError, AttributeError, TypeError):  # annotations that only type checkers can evaluate
         signature = inspect.signature(maker)
+        return {name: _hinted(parameter, maker) for name, parameter in signature.parameters.items()}
     except ValueError as error:
         raise DiffalignError(
             f"{error}, so its arguments are unknown; wrap it in a function of your own."
         ) from error
     return signature.parameters
+
+
+def _hinted(parameter: inspect.Parameter, maker: Callable[..., Any]) -> inspect.Parameter:
+    """The argument with the evaluated annotation of a dataclass's field, which may be another module's."""
+    for owner in getattr(maker, "__mro__", ()):
+        if parameter.name in vars(owner).get("__annotations__", {}):
+            with suppress(NameError, AttributeError, TypeError):
+                hints = get_type_hints(owner, include_extras=True)
+                return parameter.replace(annotation=hints[parameter.name])
+    return parameter
 
 
 def annotation(parameter: inspect.Parameter) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,7 @@ from diffalign.reward import AnyReward, capability, refuse_video
 from diffalign.rewardspec import RewardSpec
 from diffalign.run import Batching, Run
 from diffalign.runfolder import RunFolder
+from diffalign.sharedconfig import ModelConfig, SharedConfig
 from diffalign.steps import StepRule, default_rule, stochastic
 from diffalign.trainer import Schedule, Trainer
 
@@ -33,13 +34,13 @@ T = TypeVar("T")
 PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
-def pick(kind: type[T], config: RunConfig, **more: Any) -> T:
+def pick(kind: type[T], config: SharedConfig, **more: Any) -> T:
     """A dataclass filled from the config's keys of the same names."""
     names = {f.name for f in fields(kind)} & type(config).model_fields.keys()  # type: ignore[arg-type]
     return kind(**{name: getattr(config, name) for name in names}, **more)
 
 
-def accelerator(config: RunConfig) -> Accelerator:
+def accelerator(config: SharedConfig) -> Accelerator:
     """This process, its device and its fellows."""
     refuse_plugins()
     on_cpu = not torch.accelerator.is_available()  # said outright, else accelerate ignores further processes
@@ -54,17 +55,22 @@ def accelerator(config: RunConfig) -> Accelerator:
 def policy(config: RunConfig, accelerator: Accelerator) -> Policy:
     """The captured model with its adapter, on this process's device."""
     set_seed(config.seed)  # the adapter's initial weights, the same on every process
+    return model(config, accelerator, LoraSpec(**config.lora.model_dump()) if config.lora else None)
+
+
+def model(config: ModelConfig, accelerator: Accelerator, lora: LoraSpec | Literal[False] | None) -> Policy:
+    """The captured model, on this process's device; with lora=False nothing of it is trained."""
     negative = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
     return Policy.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
         quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=config.call | negative,
-        lora=LoraSpec(**config.lora.model_dump()) if config.lora else None, predict=config.predict,
-        mixed_precision=config.mixed_precision, attention=config.attention, compile=config.compile,
-        gradient_checkpointing=config.gradient_checkpointing, offload=config.offload, device=accelerator.device,
+        lora=lora, predict=config.predict, mixed_precision=config.mixed_precision,
+        attention=config.attention, compile=config.compile, gradient_checkpointing=config.gradient_checkpointing,
+        offload=config.offload, device=accelerator.device,
     )  # fmt: skip
 
 
-def rule(config: RunConfig, model: Policy) -> StepRule:
+def rule(config: ModelConfig, model: Policy) -> StepRule:
     """The configured step rule, or the default one of the model's kind."""
     if config.rule is None:
         return default_rule(model.grid)
@@ -94,8 +100,8 @@ def _reward(spec: RewardSpec) -> AnyReward:
     return made
 
 
-def composition(config: RunConfig, undo: ExitStack) -> Composite:
-    """The rewards that are trained on, as one."""
+def composition(config: SharedConfig, undo: ExitStack) -> Composite:
+    """The rewards that are followed, as one."""
     combiner = make(config.combine, registry.combiner)
     weights = {label: spec.weight for label, spec in config.rewards.items()}
     return Composite(rewards(config.rewards, undo), weights, combiner, config.normalize, config.calibrate)

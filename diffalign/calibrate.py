@@ -18,8 +18,8 @@ from torch import Tensor
 from diffalign.combine import Levels
 from diffalign.compose import Base
 from diffalign.errors import DiffalignError
+from diffalign.folder import Folder
 from diffalign.run import Run
-from diffalign.runfolder import RunFolder
 from diffalign.seeds import derive, generator
 from diffalign.walk import rollout
 
@@ -37,7 +37,7 @@ class Calibrator:
     """
 
     run: Run
-    folder: RunFolder
+    folder: Folder
     pictures: int = 64
     identity: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, dict[str, float]] = field(init=False, default_factory=dict)

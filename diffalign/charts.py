@@ -25,7 +25,7 @@ STYLES = [(color, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1,
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over rounds: the metric's key, its name, the keys of the band around it, and how it is drawn."""
+    """A curve: the metric's key, its name, the keys of the band around it, and how it is drawn."""
 
     key: str
     name: str
@@ -36,16 +36,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled set of curves; `zero` draws the line that means no change."""
+    """A titled set of curves over the key `over`; `zero` draws the line that means no change."""
 
     title: str
     note: str
     lines: Sequence[Line]
     zero: bool = False
+    over: str = "round"
 
 
 def charts(rows: Sequence[Row]) -> list[tuple[Chart, str]]:
-    """The charts of a run that have something to show, each with its SVG."""
+    """The charts of a run that have something to show, each with its SVG; rounds count from 1."""
+    rows = [{**row, "round": row["round"] + 1} for row in rows]
     every = [
         Chart(
             "Held-out gain",
@@ -69,7 +71,7 @@ def charts(rows: Sequence[Row]) -> list[tuple[Chart, str]]:
 
 
 def _shown(chart: Chart, rows: Sequence[Row]) -> bool:
-    return bool(chart.lines) and bool(_points(chart.lines[0].key, rows)[0])
+    return bool(chart.lines) and bool(_points(chart.lines[0].key, chart.over, rows)[0])
 
 
 def _gains(rows: Sequence[Row]) -> list[Line]:
@@ -122,37 +124,37 @@ def draw(chart: Chart, rows: Sequence[Row]) -> str:
         if chart.zero:
             axes.axhline(0, color=INK, linewidth=0.8, alpha=0.35)
         for line, (color, dash) in zip(chart.lines, itertools.cycle(STYLES), strict=False):
-            _curve(axes, line, rows, color=color, dash=dash)
-        _plain(axes, len(chart.lines))
+            _curve(axes, line, chart.over, rows, color=color, dash=dash)
+        _plain(axes, len(chart.lines), chart.over.replace("_", " "))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
     return _themed(text.getvalue(), f"{chart.title}, {chart.note}")
 
 
-def _curve(axes: Any, line: Line, rows: Sequence[Row], *, color: str, dash: Any) -> None:
-    x, y = _points(line.key, rows)
+def _curve(axes: Any, line: Line, over: str, rows: Sequence[Row], *, color: str, dash: Any) -> None:
+    x, y = _points(line.key, over, rows)
     dots = {"marker": "o", "markersize": 5 if len(x) < 30 else 0}
     style = line.style or dash
     axes.plot(x, y, color=color, linestyle=style, linewidth=2, label=line.name, **dots)
     if line.low and line.high:
-        (around, low), (_, high) = _points(line.low, rows), _points(line.high, rows)
+        (around, low), (_, high) = _points(line.low, over, rows), _points(line.high, over, rows)
         axes.fill_between(around, low, high, color=color, alpha=0.15, linewidth=0)
 
 
-def _points(key: str, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-    known = [(row["round"] + 1, row[key]) for row in rows if row.get(key) is not None]
+def _points(key: str, over: str, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    known = [(row[over], row[key]) for row in rows if row.get(key) is not None]
     return [x for x, _ in known], [y for _, y in known]
 
 
-def _plain(axes: Any, curves: int) -> None:
-    """Only what helps to read: a light grid, whole rounds, a legend where there is a choice."""
+def _plain(axes: Any, curves: int, over: str) -> None:
+    """Only what helps to read: a light grid, whole numbers below, a legend where there is a choice."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_edgecolor(INK)
     axes.spines["bottom"].set_alpha(0.35)
     axes.tick_params(colors=INK, length=0)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("round", color=INK)
+    axes.set_xlabel(over, color=INK)
     if curves > 1:
         axes.legend(frameon=False, labelcolor=INK, loc="best", ncols=-(-curves // 6))
 

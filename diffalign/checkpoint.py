@@ -27,7 +27,7 @@ def save(folder: Path, state: Mapping[str, Any], keep: int | None = None) -> Non
     new one. A full disk is a RunError, and the previous checkpoint stays.
     """
     tensors: dict[str, Tensor] = {}
-    rest = _encode(state, "", tensors)
+    rest = encode(state, "", tensors)
     part = folder.with_name(f".{folder.name}.part")
     try:
         _remove(part)
@@ -54,7 +54,7 @@ def load(folder: Path | None) -> dict[str, Any]:
         raise DiffalignError("there is no complete checkpoint to load; start a new run.")
     try:
         rest = json.loads((folder / REST).read_text())
-        state: dict[str, Any] = _decode(rest, load_file(folder / TENSORS))
+        state: dict[str, Any] = decode(rest, load_file(folder / TENSORS))
         return state
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DiffalignError(
@@ -101,20 +101,23 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder.rename(doomed))
 
 
-def _encode(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON with tensors replaced by names; {"!": kind, ...} marks what JSON itself cannot tell apart."""
+def encode(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON with tensors replaced by names, under which they are put into `tensors`.
+
+    {"!": kind, ...} marks what JSON itself cannot tell apart.
+    """
     match value:
         case Tensor():
             tensors[at] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             return {"!": "tensor", "name": at}
         case Mapping():
-            items = [[key, _encode(inner, f"{at}/{key}", tensors)] for key, inner in value.items()]
+            items = [[key, encode(inner, f"{at}/{key}", tensors)] for key, inner in value.items()]
             plain = all(isinstance(key, str) for key in value) and "!" not in value
             return dict(items) if plain else {"!": "dict", "items": items}
         case tuple():
-            return {"!": "tuple", "items": _encode(list(value), at, tensors)}
+            return {"!": "tuple", "items": encode(list(value), at, tensors)}
         case list():
-            return [_encode(inner, f"{at}/{index}", tensors) for index, inner in enumerate(value)]
+            return [encode(inner, f"{at}/{index}", tensors) for index, inner in enumerate(value)]
         case None | bool() | int() | float() | str():
             return value
     raise DiffalignError(
@@ -123,16 +126,17 @@ def _encode(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `encode` was given."""
     match value:
         case {"!": "tensor", "name": name}:
             return tensors[name]
         case {"!": "dict", "items": items}:
-            return {key: _decode(inner, tensors) for key, inner in items}
+            return {key: decode(inner, tensors) for key, inner in items}
         case {"!": "tuple", "items": items}:
-            return tuple(_decode(items, tensors))
+            return tuple(decode(items, tensors))
         case dict():
-            return {key: _decode(inner, tensors) for key, inner in value.items()}
+            return {key: decode(inner, tensors) for key, inner in value.items()}
         case list():
-            return [_decode(inner, tensors) for inner in value]
+            return [decode(inner, tensors) for inner in value]
     return value

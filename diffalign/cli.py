@@ -65,6 +65,44 @@ def train(
 
 
 @app.command()
+def search(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[METHOD] [CONFIG] [KEY=VALUE]...",
+            help="a search method, a packaged config (see `list`) or a YAML file, and key=value pairs",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="instead of a config's: a folder, a hub id, emoji")
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="as in `score`; may be given several times")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="what to draw; may be given several times")] = None,
+    prompts: Annotated[str | None, typer.Option(help="a packaged list, .txt, .jsonl or hf:DATASET")] = None,
+    adapter: Annotated[str | None, typer.Option(help="a run's folder, or one with LoRA weights")] = None,
+    out: Annotated[str | None, typer.Option(help="the folder; default searches/CONFIG or METHOD")] = None,
+    resume: Annotated[str | None, typer.Option(help="go on with the search in this folder")] = None,
+) -> None:
+    """Search for the best pictures of prompts; leaves a folder with pictures, their noise and a gallery."""
+    from diffalign import launch_search, rewardarg
+    from diffalign.searchwords import Asked
+
+    if prompt and prompts:
+        raise DiffalignError("--prompt and --prompts are both given; keep one.")
+    given = {
+        "model": model, "rewards": rewardarg.forms(reward or []), "prompts": prompt or prompts, "adapter": adapter,
+    }  # fmt: skip
+    asked = Asked.of(words or [], {key: value for key, value in given.items() if value})
+    try:
+        page = launch_search.search(asked, out, resume, _say)
+    except KeyboardInterrupt:  # launch_search.search has said how to go on
+        raise typer.Exit(130) from None
+    _say(f"gallery: {page}")
+
+
+@app.command()
 def sample(
     run: Annotated[str, typer.Argument(help="a run's folder")],
     prompt: Annotated[list[str], typer.Option(help="what to draw; may be given several times")],
@@ -122,7 +160,7 @@ def doctor(
 
 @app.command(name="list")
 def list_everything() -> None:
-    """Packaged configs, algorithms, rewards, step rules and prompt lists."""
+    """Packaged configs, algorithms, search methods, rewards, step rules and prompt lists."""
     from rich import print as show
 
     from diffalign import prompts, registry
@@ -130,6 +168,7 @@ def list_everything() -> None:
     for title, names in (
         ("configs", registry.configs()),
         ("algorithms", registry.algorithms()),
+        ("search methods", registry.searches()),
         ("rewards", registry.rewards()),
         ("ways to combine rewards", registry.combiners()),
         ("rules", registry.rules()),

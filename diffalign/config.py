@@ -5,18 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffalign import registry
-from diffalign.bounds import Above0, Count, Decay, NotNegative, Positive, Seed
-from diffalign.compose import Normalize
-from diffalign.configfile import Origins, Raw, explain, override, read
+from diffalign.bounds import Above0, Count, Decay, NotNegative, Positive
+from diffalign.configfile import Origins, Raw, override, read
 from diffalign.errors import DiffalignError
-from diffalign.named import Named, Strict, fits, make, makes, trained_reward
-from diffalign.rewardforms import labelled
-from diffalign.rewardspec import RewardSpec, all_fit, apart, combinable
+from diffalign.named import Named, Strict, make, makes
+from diffalign.rewardspec import RewardSpec
+from diffalign.sharedconfig import SharedConfig, validated
 
 
 class LoraConfig(Strict):
@@ -30,35 +29,12 @@ class LoraConfig(Strict):
     targets: list[str] | str | None = None
 
 
-class RunConfig(Strict):
+class RunConfig(SharedConfig):
     """All keys of a run; configs/*.yaml shows them with their units."""
 
-    # the model
-    model: str
-    revision: str | None = None
-    variant: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    quantize: str | None = None
-    call: dict[str, Any] = Field(default_factory=dict)
-    negative_prompt: str | None = None
-    guidance_scale: NotNegative | None = None
-    steps: Positive
-    rule: Named | None = None
-    predict: Literal["auto", "replay", "template"] = "auto"
+    # what is trained, by what, from what
     lora: LoraConfig | None = LoraConfig()
-    attention: str = "auto"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    offload: bool = False
-
-    # what it learns, and from what
     algorithm: Named
-    rewards: dict[str, RewardSpec] = Field(min_length=1)
-    calibrate: bool = False
-    calibration_pictures: Annotated[int, Field(ge=2)] = 64
-    normalize: Normalize = "none"
-    combine: Named = Named(name="sum")
     prompts: str
     eval_rewards: dict[str, RewardSpec] = Field(min_length=1)
     heldout_prompts: str
@@ -71,7 +47,6 @@ class RunConfig(Strict):
     prompts_per_round: Positive
     images_per_prompt: Positive
     updates_per_round: Positive = 1
-    sample_batch: Positive = 16
     micro_batch: Positive = 16
 
     # the optimizer
@@ -95,47 +70,11 @@ class RunConfig(Strict):
     checkpoint_every: Positive = 5
     keep_checkpoints: Positive = 2
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=["tensorboard"])
-    seed: Seed = 0
-    out: str | None = None
 
     @field_validator("algorithm")
     @classmethod
     def _algorithm(cls, value: Named) -> Named:
         return makes(value, registry.algorithm)
-
-    @field_validator("rule")
-    @classmethod
-    def _rule(cls, value: Named | None) -> Named | None:
-        return value and fits(value, registry.rule)
-
-    @field_validator("rewards", "eval_rewards", mode="before")
-    @classmethod
-    def _any_form(cls, value: Any) -> Any:
-        return labelled(value)
-
-    @field_validator("rewards")
-    @classmethod
-    def _rewards(cls, value: dict[str, RewardSpec]) -> dict[str, RewardSpec]:
-        return all_fit(value, trained_reward)
-
-    @field_validator("eval_rewards")
-    @classmethod
-    def _judged_by_another(cls, value: dict[str, RewardSpec], info: ValidationInfo) -> dict[str, RewardSpec]:
-        return apart(all_fit(value, registry.reward_maker), info.data.get("rewards", {}))
-
-    @field_validator("combine")
-    @classmethod
-    def _combine(cls, value: Named, info: ValidationInfo) -> Named:
-        return combinable(fits(value, registry.combiner), info.data)
-
-    @field_validator("call")
-    @classmethod
-    def _has_no_keys_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted({"guidance_scale", "negative_prompt"} & value.keys()):
-            raise ValueError(
-                f"holds {name}, which is a key of its own; write {name}: {value[name]!r} beside `call`"
-            )
-        return value
 
     @field_validator("diversity")
     @classmethod
@@ -210,26 +149,15 @@ class RunConfig(Strict):
             )
         return value
 
-    def identity(self) -> dict[str, Any]:
-        """The keys that a checkpoint must share with the run that goes on from it."""
-        free = FREE_ON_RESUME | ({"rounds"} if self.lr_schedule == "constant" else set())
-        every = self.resolved() | {key: _placeless(getattr(self, key)) for key in ("rewards", "eval_rewards")}
-        return {key: value for key, value in every.items() if key not in free}
-
-    def resolved(self) -> dict[str, Any]:
-        """All keys with their values, as config.yaml holds them."""
-        return self.model_dump(mode="json")
+    @property
+    def free(self) -> frozenset[str]:
+        """FREE_ON_RESUME, and the length of a run whose rate does not depend on it."""
+        return FREE_ON_RESUME | ({"rounds"} if self.lr_schedule == "constant" else set())
 
 
-FREE_ON_RESUME = {
-    "out",
-    "minutes",
-    "trackers",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "attention",
-    "compile",
-}
+FREE_ON_RESUME = frozenset(
+    {"out", "minutes", "trackers", "checkpoint_every", "keep_checkpoints", "attention", "compile"}
+)
 """What may change between a checkpoint and the run that goes on from it: none of it moves the weights."""
 
 
@@ -245,17 +173,4 @@ def load_raw(raw: Raw, overrides: Iterable[str] = ()) -> RunConfig:
 
 def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -> RunConfig:
     """A RunConfig from plain values; `origins` says where each key was written."""
-    try:
-        return RunConfig.model_validate(raw)
-    except ValueError as error:
-        raise explain(error, RunConfig, origins or {}, source) from None
-
-
-def _placeless(rewards: dict[str, RewardSpec]) -> dict[str, Any]:
-    """The rewards without where they run and how they are asked, which may change when a run goes on."""
-    return {
-        label: {"weight": spec.weight}
-        if spec.url
-        else spec.model_dump(mode="json", exclude={"url", "python"})
-        for label, spec in rewards.items()
-    }
+    return validated(RunConfig, raw, origins or {}, source)

@@ -160,7 +160,7 @@ def _put(raw: Raw, path: list[str], value: Any, text: str) -> None:
 
 def _expand(raw: Raw, origins: Origins) -> None:
     """Short forms: `algorithm: d3po`, `reward: NAME` for one, and every form of `rewards`."""
-    for key in ("algorithm", "rule", "combine"):
+    for key in ("algorithm", "search", "rule", "combine"):
         if isinstance(raw.get(key), str):
             raw[key] = {"name": raw[key]}
     if "reward" in raw:

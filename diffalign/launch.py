@@ -18,7 +18,9 @@ from diffalign.config import RunConfig
 from diffalign.errors import DiffalignError, RunError
 from diffalign.policy import Policy
 from diffalign.progress import Bars, quiet_libraries
-from diffalign.runfolder import RunFolder, save_png
+from diffalign.runfolder import RunFolder
+from diffalign.saving import save_png
+from diffalign.searchfolder import SearchFolder
 from diffalign.seeds import derive
 from diffalign.steps import stochastic
 from diffalign.trackers import open_trackers
@@ -43,13 +45,13 @@ def train(
         _go_on_with(folder, settings)
     folder = folder or _new_folder(settings, out or settings.out, source or "run")
     with ExitStack() as stack:
-        with _beginning(folder, resume), faults(again := "the same command"), _interrupted(again, say):
+        with beginning(folder, resume), faults(again := "the same command"), interrupted(again, say):
             trainer = stack.enter_context(closing(build.trainer(settings, folder)))
         stack.enter_context(faults(go_on := f"diffalign train --resume {folder.path}"))
-        stack.enter_context(_interrupted(go_on, say))
+        stack.enter_context(interrupted(go_on, say))
         _introduce(trainer, folder, say)
         _run(trainer, settings, resume is not None)
-        return _on_main(lambda: report.write(folder), folder.path / "report.html")
+        return on_main(lambda: report.write(folder), folder.path / "report.html")
 
 
 def sample(
@@ -57,11 +59,11 @@ def sample(
 ) -> list[Path]:
     """Pictures of a run's model, of its best evaluation's, or of the untuned one; the files written."""
     folder = RunFolder.open(Path(run))
-    settings, pictures_to = _own_settings(folder), _pictures(out)
+    settings, pictures_to = own_settings(folder), _pictures(out)
     with faults("the same command"), torch.no_grad():
         policy = build.policy(settings, build.accelerator(settings))
         if not base:
-            _load_trained(policy, folder, best=best)
+            load_trained(policy, folder, best=best)
         count = range(len(prompts))
         steps, noise = ([derive(seed, kind, k) for k in count] for kind in ("steps", "noise"))
         batch = rollout(
@@ -75,32 +77,33 @@ def sample(
 
 
 @contextmanager
-def faults(again: str) -> Iterator[None]:
-    """Turn a full disk and full memory into errors that say what to do."""
+def faults(again: str, lower: str = "sample_batch or micro_batch") -> Iterator[None]:
+    """Turn a full disk and full memory into errors that say what to do; `lower` are keys that cost memory."""
     quiet_libraries()
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"out of memory: {str(error).splitlines()[0]} Lower sample_batch or micro_batch, set "
-            f"gradient_checkpointing=true, or use a narrower dtype. To go on: {again}"
+            f"out of memory: {str(error).splitlines()[0]} Lower {lower}, set gradient_checkpointing=true, "
+            f"or use a narrower dtype. To go on: {again}"
         ) from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"{error}. Nothing that was saved is lost; to go on: {again}") from error
 
 
 @contextmanager
-def _interrupted(go_on: str, say: Say) -> Iterator[None]:
+def interrupted(go_on: str, say: Say, kept: str = "saved round") -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; every saved round is kept. To go on: {go_on}")
+        say(f"interrupted; every {kept} is kept. To go on: {go_on}")
         raise
 
 
 @contextmanager
-def _beginning(folder: RunFolder, resume: str | None) -> Iterator[None]:
-    """Leave no folder of a new run that cannot even begin."""
+def beginning(folder: RunFolder | SearchFolder, resume: str | None) -> Iterator[None]:
+    """Leave no folder of something new that cannot even begin."""
     try:
         yield
     except BaseException:
@@ -127,24 +130,27 @@ def _settings(source: str | None, overrides: Sequence[str], folder: RunFolder | 
     return config.load(str(folder.path / "config.yaml"), overrides)
 
 
-def _own_settings(folder: RunFolder) -> RunConfig:
+def own_settings(folder: RunFolder) -> RunConfig:
     """What the run was made with, but for its trackers, whose packages may be gone."""
     return config.validate(folder.config() | {"trackers": []}, source=str(folder.path / "config.yaml"))
 
 
 def _go_on_with(folder: RunFolder, settings: RunConfig) -> None:
     """Refuse another config than the run's own; keep what may change on resuming."""
-    require_same(_own_settings(folder).identity(), settings.identity(), folder.path)
-    _on_main(lambda: folder.write_config(settings.resolved()), None)
+    require_same(own_settings(folder).identity(), settings.identity(), folder.path)
+    on_main(lambda: folder.write_config(settings.resolved()), None)
 
 
 def _new_folder(settings: RunConfig, out: str | None, source: str) -> RunFolder:
-    """The same new folder on every process: the given one, or the first free runs/NAME, runs/NAME-2, ..."""
-    base = Path("runs") / Path(source).stem
+    path = new_path(out, Path("runs") / Path(source).stem)
+    return on_main(lambda: RunFolder.create(path, settings.resolved()), RunFolder(path))
+
+
+def new_path(out: str | None, base: Path) -> Path:
+    """The same new folder on every process: the given one, or the first free one of BASE, BASE-2, ..."""
     tries = [Path(out)] if out else [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
     path = next((path for path in tries if not (path / "config.yaml").exists()), tries[-1])
-    path = Path(broadcast_object_list([str(path)])[0]) if processes().num_processes > 1 else path
-    return _on_main(lambda: RunFolder.create(path, settings.resolved()), RunFolder(path))
+    return Path(broadcast_object_list([str(path)])[0]) if processes().num_processes > 1 else path
 
 
 def _introduce(trainer: Trainer, folder: RunFolder, say: Say) -> None:
@@ -160,7 +166,7 @@ def _run(trainer: Trainer, settings: RunConfig, resume: bool) -> None:
     main = run.accelerator.is_main_process
     go_on = resume and checkpoint.latest(folder.checkpoints) is not None
     if resume and not go_on:
-        _on_main(lambda: folder.cut(0), None)
+        on_main(lambda: folder.cut(0), None)
     with ExitStack() as stack:
         log = open_trackers(settings.trackers, folder.path, settings.resolved(), stack) if main else None
         bars = stack.enter_context(Bars(settings.rounds, _totals(trainer), main=main))
@@ -192,7 +198,7 @@ def _totals(trainer: Trainer) -> dict[str, int]:
     }
 
 
-def _on_main(action: Callable[[], T], otherwise: T) -> T:
+def on_main(action: Callable[[], T], otherwise: T) -> T:
     """The action's result on the main process; `otherwise` on the rest, which wait."""
     state = processes()
     result = action() if state.is_main_process else otherwise
@@ -200,7 +206,7 @@ def _on_main(action: Callable[[], T], otherwise: T) -> T:
     return result
 
 
-def _load_trained(policy: Policy, folder: RunFolder, *, best: bool) -> None:
+def load_trained(policy: Policy, folder: RunFolder, *, best: bool = False) -> None:
     """The best or the final weights; before the end, the newest checkpoint's, averaged where it has an EMA."""
     path = folder.path / ("lora-best" if best else "lora")
     if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,22 @@ class Cost:
     """What one prompt took.
 
     denoiser_calls: latents that passed the denoiser; reward_calls: pictures that every reward scored;
-    gradients: of those, how many a gradient came back through; lost: scores that were not finite.
+    gradients: pictures, or noisy latents, that a reward's gradient came back to; lost: scores that were not finite.
     """
 
     denoiser_calls: int = 0
     reward_calls: int = 0
     gradients: int = 0
     lost: int = 0
+
+
+def costs(policy: object, i: Tensor) -> dict[str, Tensor]:
+    """What one prediction of a policy takes for samples at grid indices i (B,): counts (B,) by kind.
+
+    One pass of the denoiser, unless the policy has a method `costs` that says otherwise.
+    """
+    own: Callable[[Tensor], dict[str, Tensor]] | None = getattr(policy, "costs", None)
+    return own(i) if own else {"denoiser_calls": torch.ones_like(i)}
 
 
 class Ledger:
@@ -37,3 +47,8 @@ class Ledger:
     def of(self, prompt: int) -> Cost:
         """What a prompt took so far."""
         return Cost(**{kind: int(count[prompt]) for kind, count in self.counts.items()})
+
+    def restore(self, prompt: int, cost: Cost) -> None:
+        """Take over what a prompt took before it was stopped."""
+        for kind, count in self.counts.items():
+            count[prompt] = getattr(cost, kind)

@@ -95,19 +95,21 @@ def schema(maker: Callable[..., Any], without: frozenset[str] = frozenset()) -> 
 
 def _annotation(parameter: Parameter) -> Any:
     if registry.takes_reward(parameter):
-        return Annotated[Any, AfterValidator(partial(_nested, parameter.name))]
+        return Annotated[Any, AfterValidator(partial(_nested, "reward", picture_reward))]
+    if registry.takes_search(parameter):
+        return Annotated[Any, AfterValidator(partial(_nested, "search method", registry.search))]
     return arguments.annotation(parameter)
 
 
-def _nested(key: str, value: Any) -> Any:
-    """A reward inside another one, a name or {name: ..., arguments}, as the latter with converted arguments."""
+def _nested(what: str, find: Find, value: Any) -> Any:
+    """What is written inside another, a name or {name: ..., arguments}, as the latter with converted arguments."""
     spec = {"name": value} if isinstance(value, str) else value
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise ValueError(f"is a reward: write its name, or {{name: ..., arguments}}; got {value!r}")
+        raise ValueError(f"is a {what}: write its name, or {{name: ..., arguments}}; got {value!r}")
     given = {name: inner for name, inner in spec.items() if name != "name"}
-    if found := problems(spec["name"], given, picture_reward):
+    if found := problems(spec["name"], given, find):
         raise Rejected(found)
-    return {"name": spec["name"], **convert(picture_reward(spec["name"]), given)}
+    return {"name": spec["name"], **convert(find(spec["name"]), given)}
 
 
 def picture_reward(name: str) -> Callable[..., Any]:

@@ -16,14 +16,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from diffalign import weights
-from diffalign.adapters import Adapters, LoraSpec, spec_text
+from diffalign.adapters import POLICY, Adapters, LoraSpec, spec_text
 from diffalign.attention import set_attention
 from diffalign.capture import Capture
 from diffalign.conditioning import Batch, Conditioning
 from diffalign.encoder import Encoder
 from diffalign.errors import DiffalignError, told, unknown
 from diffalign.grid import Grid
-from diffalign.loading import load_pipeline
+from diffalign.loading import load_pipeline, own_guidance
 from diffalign.placement import Placement, dtype_of
 from diffalign.predictor import Denoisers, Predictor
 from diffalign.seeds import normal
@@ -39,8 +39,8 @@ class Policy:
     """A pipeline's denoiser as a policy over denoising steps; the pipeline itself stays untouched.
 
     `call` are further arguments of the pipeline (height, negative_prompt, image, ...); `lora=None`
-    trains all weights beside a frozen copy. predict="auto" takes the template where it is verified
-    at every step, and replays the pipeline's own loop elsewhere.
+    trains all weights beside a frozen copy, `lora=False` nothing. predict="auto" takes the template
+    where it is verified at every step, and replays the pipeline's own loop elsewhere.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Policy:
         steps: int,
         guidance_scale: float | None = None,
         call: dict[str, Any] | None = None,
-        lora: LoraSpec | None = LoraSpec(),  # noqa: B008 - frozen
+        lora: LoraSpec | Literal[False] | None = LoraSpec(),  # noqa: B008 - frozen
         predict: Literal["auto", "replay", "template"] = "auto",
         dtype: str | torch.dtype | None = None,
         mixed_precision: Literal["no", "fp16", "bf16"] = "no",
@@ -96,7 +96,9 @@ class Policy:
         quantize: str | None = None,
         **settings: Any,
     ) -> Policy:
-        """A policy from a folder, a hub id, or "emoji" (the packaged model); settings as in `Policy`."""
+        """A policy from a folder, a hub id, or a packaged model ("emoji", "emoji-turbo"); settings as in `Policy`."""
+        if settings.get("guidance_scale") is None:
+            settings["guidance_scale"] = own_guidance(model)
         pipeline = load_pipeline(model, revision, variant, dtype, quantize)
         return cls(pipeline, dtype=None if quantize else dtype, **settings)
 
@@ -173,6 +175,10 @@ class Policy:
     def snapshot(self, name: str) -> None:
         """Keep the policy of now under this name."""
         self.adapters.snapshot(name)
+
+    def differs(self, name: str = POLICY) -> bool:
+        """Whether the policy, or the snapshot of this name, predicts otherwise than the reference."""
+        return self.adapters.differs(name)
 
     @property
     def snapshots(self) -> list[str]:
@@ -268,7 +274,7 @@ class Policy:
             )
 
 
-def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | None) -> None:
+def _check_precision(dtype: torch.dtype | None, mixed: str, lora: LoraSpec | Literal[False] | None) -> None:
     """Refuse combinations that no hardware computes as meant."""
     half, computed = dtype in (torch.float16, torch.bfloat16), MIXED[mixed]
     if half and computed not in (None, dtype):

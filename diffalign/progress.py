@@ -1,7 +1,8 @@
-"""Progress bars of a run: rounds, and below them what the round is doing. Nothing where nobody looks."""
+"""Progress bars of runs and searches; nothing where nobody looks."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,18 +19,8 @@ class Bars:
     """
 
     def __init__(self, rounds: int, totals: Mapping[str, int], *, main: bool = True) -> None:
-        console = Console(stderr=True)
         self.totals = totals
-        self.bars = Progress(
-            TextColumn("{task.description:<11}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not (main and sys.stderr.isatty()),
-            transient=True,
-        )
+        self.bars = _progress(main=main)
         self.rounds = self.bars.add_task("rounds", total=rounds, note="")
         self.phase = self.bars.add_task("", total=None, note="")
         self.current = ""
@@ -55,6 +46,53 @@ class Bars:
     def finished(self, row: Mapping[str, Any]) -> None:
         """A round is over: show how far the run is, and its rewards."""
         self.bars.update(self.rounds, completed=row["round"] + 1, note=note(row))
+
+
+class SearchBars:
+    """A context manager with one bar: finished prompts, and how good those under way are by now."""
+
+    def __init__(self, prompts: int, *, main: bool = True) -> None:
+        self.bars = _progress(main=main)
+        self.bar = self.bars.add_task("prompts", total=prompts, note="")
+        self.best: dict[int, float] = {}
+        self.scored = 0
+
+    def __enter__(self) -> SearchBars:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def hear(self, number: int, best: float) -> None:
+        """One more sample of a prompt was scored, and this is its best reward."""
+        self.best[number], self.scored = best, self.scored + 1
+        self.bars.update(self.bar, note=f"best reward {self.mean:.4g}, {self.scored} pictures scored")
+
+    def finished(self, number: int) -> None:
+        """A prompt is done."""
+        self.bars.advance(self.bar)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the prompts' best rewards, of those that have one."""
+        known = [best for best in self.best.values() if math.isfinite(best)]
+        return sum(known) / len(known) if known else math.nan
+
+
+def _progress(*, main: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        disable=not (main and sys.stderr.isatty()),
+        transient=True,
+    )
 
 
 def note(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Names to objects: algorithms, rewards, step rules, packaged configs, and classes of one's own.
+"""Names to objects: algorithms, searches, rewards, step rules, packaged configs, and classes of one's own.
 
 Built-in ones resolve by file name; `module:Class` and `file.py:Class` are one's own; the entry points
 of the group `diffalign.rewards` are those of other packages.
@@ -31,6 +31,11 @@ METHODS = {"__call__", "score_group", "score_set"}
 def algorithms() -> list[str]:
     """The built-in algorithms: one file each."""
     return _files("diffalign.algorithms")
+
+
+def searches() -> list[str]:
+    """The built-in search methods: one file each."""
+    return _files("diffalign.search")
 
 
 def rewards() -> list[str]:
@@ -73,6 +78,18 @@ def algorithm(name: str) -> type[Any]:
     return found
 
 
+def search(name: str) -> type[Any]:
+    """The class of a search method; its fields are its arguments."""
+    from diffalign.search import Search
+
+    found = _resolve("search method", name, searches(), _built_in_search)
+    if not (isinstance(found, type) and issubclass(found, Search)):
+        raise DiffalignError(
+            f"{name} is not a search method: it needs to inherit diffalign.search.Search (docs/search.md shows one)."
+        )
+    return found
+
+
 def rule(name: str) -> type[Any]:
     """The class of a step rule."""
     from diffalign.steps import RULES
@@ -95,23 +112,27 @@ def combiner(name: str) -> type[Any]:
 
 def reward(name: str, **arguments: Any) -> Any:
     """A reward, made with its arguments; rewards among them, written as names or with `name`, are made first."""
-    maker = reward_maker(name)
-    nested = {p.name for p in parameters(maker).values() if takes_reward(p)}
-    return make(name, maker, {k: _inner(v) if k in nested else v for k, v in arguments.items()})
+    return make(name, reward_maker(name), arguments)
 
 
 def make(name: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a class or a maker; an error of its own code becomes one that says what could not be made."""
+    """Call a class or a maker, with what it takes of rewards and searches made first.
+
+    An error of its own code becomes one that says what could not be made.
+    """
+    known = parameters(maker)
+    made = {key: _inner(known[key], value) if key in known else value for key, value in arguments.items()}
     with _code_of(repr(name), "made"):
-        return maker(**arguments)
+        return maker(**made)
 
 
-def _inner(spec: Any) -> Any:
+def _inner(parameter: inspect.Parameter, spec: Any) -> Any:
+    find = reward_maker if takes_reward(parameter) else search if takes_search(parameter) else None
     match spec:
-        case str():
-            return reward(spec)
-        case {"name": str()}:
-            return reward(**spec)
+        case str() if find:
+            return make(spec, find(spec), {})
+        case {"name": str(name)} if find:
+            return make(name, find(name), {key: value for key, value in spec.items() if key != "name"})
     return spec
 
 
@@ -120,6 +141,12 @@ def takes_reward(parameter: inspect.Parameter) -> bool:
     from diffalign.reward import Reward
 
     return parameter.annotation is Reward or parameter.annotation == "Reward"
+
+
+def takes_search(parameter: inspect.Parameter) -> bool:
+    """Whether a constructor's parameter is annotated exactly `Search`."""
+    named = parameter.annotation
+    return "Search" in (named, getattr(named, "__name__", None))
 
 
 def reward_maker(name: str) -> Callable[..., Any]:
@@ -224,9 +251,18 @@ def _files(package: str) -> list[str]:
 
 def _built_in_algorithm(name: str) -> Any:
     """The one public class with `losses` that the file defines."""
-    module = importlib.import_module(f"diffalign.algorithms.{name}")
+    return _the_class("diffalign.algorithms", name, "losses")
+
+
+def _built_in_search(name: str) -> Any:
+    """The one public class with `search` that the file defines."""
+    return _the_class("diffalign.search", name, "search")
+
+
+def _the_class(package: str, name: str, method: str) -> Any:
+    module = importlib.import_module(f"{package}.{name}")
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    (found,) = (c for c in classes if hasattr(c, "losses"))
+    (found,) = (c for c in classes if hasattr(c, method) and not c.__name__.startswith("_"))
     return found
 
 

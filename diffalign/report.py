@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from PIL import Image, ImageSequence
 
-from diffalign import __version__
 from diffalign.charts import charts
+from diffalign.page import data_uri, render
 from diffalign.runfolder import RunFolder
 
-SHOWN, THUMBNAIL = 64, 320
-"""At most so many pairs, each picture at most so many pixels wide: the page stays small."""
+SHOWN = 64
+"""At most so many pairs: the page stays small."""
 
 DIVERSITY_LOSS = 0.1
 """The share of its diversity that a run may lose before the report warns."""
@@ -45,11 +41,8 @@ def write(folder: RunFolder) -> Path:
     """report.html of a run, ended or not."""
     rows, summary, config = folder.rows(), folder.summary(), folder.config()
     pairs = list(_pairs(folder))
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(
-        "report.html"
-    )
-    page = template.render(
+    page = render(
+        "report.html",
         name=folder.path.resolve().name,
         path=folder.path,
         config=config,
@@ -60,7 +53,6 @@ def write(folder: RunFolder) -> Path:
         pairs=pairs[:SHOWN],
         pair_count=len(pairs),
         charts=charts(rows),
-        version=__version__,
     )
     target = folder.path / "report.html"
     target.write_text(page, encoding="utf-8")
@@ -120,22 +112,4 @@ def _pairs(folder: RunFolder) -> Iterator[Pair]:
     for index, prompt in enumerate(folder.prompts()):
         before, after = (folder.samples / f"{index:03d}-{tag}.png" for tag in ("base", "final"))
         if before.exists() and after.exists():
-            yield Pair(prompt, _data_uri(before), _data_uri(after))
-
-
-def _data_uri(path: Path) -> str:
-    """A picture or an animation as small WebP."""
-    with Image.open(path) as picture:
-        frames = [
-            (_small(frame), round(frame.info.get("duration", 0))) for frame in ImageSequence.Iterator(picture)
-        ]
-    (first, *rest), waits = zip(*frames, strict=True)
-    buffer = io.BytesIO()
-    first.save(buffer, "WEBP", quality=90, save_all=True, append_images=rest, duration=waits, loop=0)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _small(frame: Image.Image) -> Image.Image:
-    small = frame.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return small
+            yield Pair(prompt, data_uri(before), data_uri(after))

@@ -21,14 +21,15 @@ SHORT = re.compile(r"(?P<name>.+?):(?P<arguments>\w+=.*)", re.DOTALL)
 def specs(texts: Sequence[str]) -> dict[str, RewardSpec]:
     """label -> reward; everything that is wrong with them in one error."""
     try:
-        found = {label: RewardSpec.model_validate(raw) for label, raw in labelled(_forms(texts)).items()}
+        found = {label: RewardSpec.model_validate(raw) for label, raw in labelled(forms(texts)).items()}
         return all_fit(found, registry.reward_maker)
     except ValueError as error:
         problems = Rejected.of(error, RewardSpec).problems
         raise DiffalignError("\n".join(f"--reward {key}: {text}" for key, text in problems)) from error
 
 
-def _forms(texts: Sequence[str]) -> list[Any]:
+def forms(texts: Sequence[str]) -> list[Any]:
+    """The rewards in forms that configs know, as a list."""
     found: list[Any] = []
     for text in texts:
         one = _form(text)

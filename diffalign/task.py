@@ -16,7 +16,7 @@ from diffalign.compose import Composite
 from diffalign.conditioning import Conditioning
 from diffalign.errors import DiffalignError
 from diffalign.found import Best, Found
-from diffalign.ledger import Ledger
+from diffalign.ledger import Ledger, costs
 from diffalign.policy import Policy
 from diffalign.seeds import derive
 from diffalign.steps import StepRule
@@ -28,7 +28,10 @@ Listener = Callable[[int, float], None]
 
 @dataclass
 class Task:
-    """Prompts to search for with a policy, a step rule and a reward; `batch` samples are computed at once."""
+    """Prompts to search for with a policy, a step rule and a reward; `batch` samples are computed at once.
+
+    copies: how often each prompt was searched for before, where this task holds a part of a longer list.
+    """
 
     policy: Policy
     reward: Composite
@@ -37,6 +40,7 @@ class Task:
     seed: int = 0
     batch: int = 16
     listen: Listener = lambda prompt, best: None
+    copies: Sequence[int] = ()
     ledger: Ledger = field(init=False)
     best: Best = field(init=False)
     cond: Conditioning = field(init=False)
@@ -60,6 +64,8 @@ class Task:
 
     def _copy(self, owner: int) -> int:
         """How often the same prompt stands before this one."""
+        if self.copies:
+            return self.copies[owner]
         return list(self.prompts[:owner]).count(self.prompts[owner])
 
     def noise(self, owner: Tensor, member: Tensor) -> Tensor:
@@ -78,7 +84,8 @@ class Task:
 
     def step(self, x: Tensor, i: Tensor, owner: Tensor, seeds: Sequence[int]) -> Step:
         """One step of samples x (B, ...) from levels i (B,), with whatever gradient is on; all at once."""
-        self.ledger.add("denoiser_calls", owner)
+        for kind, times in costs(self.policy, i).items():
+            self.ledger.add(kind, owner.repeat_interleave(times.to(owner.device)))
         return step(self.policy, self.rule, self.policy.grid, x, i, self.cond[owner.tolist()], seeds)
 
     def denoise(

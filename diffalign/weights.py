@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffalign.adapters import POLICY, Adapters
+from diffalign.adapters import POLICY, Adapters, LoraSpec
 from diffalign.errors import DiffalignError
 
 PEFT_FILE, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+LORA_A = "lora_A"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -52,6 +55,26 @@ def load(adapters: Adapters, folder: Path) -> None:
             set_peft_model_state_dict(module, state, adapter_name=POLICY)
 
 
+def lora_of(folder: Path) -> LoraSpec:
+    """The rank, alpha and layers of the LoRA in a folder, as its file tells."""
+    path = _lora_file(folder)
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    ranks = {shape[0] for key, shape in shapes.items() if key.endswith(f"{LORA_A}.weight")}
+    if len(ranks) != 1:
+        raise DiffalignError(
+            f"{path} holds no LoRA of one rank, but of the ranks {sorted(ranks)}; give one that diffalign, diffusers "
+            "or peft saved for a single denoiser."
+        )
+    layers = [key.split(f".{LORA_A}.")[0] for key in shapes if f".{LORA_A}." in key]
+    names = [
+        layer.removeprefix("unet.").removeprefix("transformer.").removeprefix(PEFT_PREFIX) for layer in layers
+    ]
+    alphas = [value for key, value in told.items() if key.endswith("lora_alpha")]
+    return LoraSpec(ranks.pop(), alphas[0] if alphas else None, names)
+
+
 def _modules(adapters: Adapters) -> dict[str, Any]:
     return dict(adapters.full[POLICY] if adapters.full else adapters.base)
 
@@ -78,13 +101,17 @@ def _save_peft(module: Any, folder: Path) -> None:
 
 
 def _read_lora(folder: Path, kind: str) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = load_file(_lora_file(folder))
+    return {key.removeprefix(f"{kind}.").removeprefix(PEFT_PREFIX): tensor for key, tensor in state.items()}
+
+
+def _lora_file(folder: Path) -> Path:
     found = [file for file in (folder / LORA_FILE, folder / PEFT_FILE) if file.is_file()]
     if not found:
         raise DiffalignError(
             f"there are no LoRA weights in {str(folder)!r} (neither {LORA_FILE} nor {PEFT_FILE})."
         )
-    state: dict[str, Tensor] = load_file(found[0])
-    return {key.removeprefix(f"{kind}.").removeprefix(PEFT_PREFIX): tensor for key, tensor in state.items()}
+    return found[0]
 
 
 def _existing(folder: Path) -> Path:

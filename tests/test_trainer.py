@@ -17,7 +17,7 @@ from diffalign.algorithms.ddpo import DDPO
 from diffalign.checkpoint import latest
 from diffalign.errors import DiffalignError, RunError
 from diffalign.evaluate import Evaluator
-from diffalign.launch import _load_trained
+from diffalign.launch import load_trained
 from diffalign.metrics import forget_peak_memory
 from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.run import Batching, Run
@@ -171,7 +171,7 @@ def test_samples_are_of_the_final_the_best_or_before_the_end_the_averaged_weight
 
     def sampled(*, best: bool = False) -> torch.Tensor:
         fresh = PicturePolicy(2, 3)
-        _load_trained(fresh, trainer.folder, best=best)
+        load_trained(fresh, trainer.folder, best=best)
         return fresh.delta.detach()
 
     assert torch.equal(sampled(), weights(tmp_path / "run"))
