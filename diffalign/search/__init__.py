@@ -7,8 +7,9 @@ reward, and searches for each prompt by itself: what it finds depends on nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from diffalign.compose import composed
 from diffalign.found import Found
@@ -22,7 +23,9 @@ __all__ = ["Found", "Search", "Task"]
 
 @dataclass
 class Search(ABC):
-    """What every method is called like."""
+    """What every method is called like; `plain` are the config's keys that suit it where no config is given."""
+
+    plain: ClassVar[Mapping[str, Any]] = {}
 
     def __call__(
         self,

@@ -6,10 +6,10 @@ an optimizer and a best sample of its own. Dimensions: B prompts, D numbers in o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class ReNO(Search):
     checkpoint: compute activations of denoiser and VAE again in the backward: less memory, more time.
     decode_with: another model that samples from the noise found, its pictures and scores go to `extras`.
     """
+
+    plain: ClassVar[Mapping[str, Any]] = {"steps": 1}
 
     iterations: Positive = 50
     optimizer: Literal["sgd", "adam", "lbfgs"] = "sgd"
