@@ -56,6 +56,8 @@ def _can(maker: Callable[..., Any], declared: Any) -> Iterator[str]:
     """What it judges, and whether gradients reach it; around another reward that may be for the other to say."""
     family = kind(declared)
     yield {"picture": "video" if capability(declared, "video") else "pictures"}.get(family, family)
+    if hasattr(declared, "score_noisy"):
+        yield "noisy latents"
     inner = [p.name for p in parameters(maker).values() if registry.takes_reward(p)]
     if capability(declared, "differentiable"):
         yield "differentiable"

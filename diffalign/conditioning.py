@@ -74,6 +74,16 @@ class Conditioning:
     def __getitem__(self, rows: Rows) -> Conditioning:
         return Conditioning(self.batch[rows], {name: part[rows] for name, part in self.captured.items()})
 
+    @property
+    def prompts(self) -> list[str]:
+        """The texts (B,); an error where embeddings were given instead."""
+        prompts: list[str] | None = self.batch.tree()["inputs"].get("prompt")
+        if prompts is None:
+            raise DiffalignError(
+                "this conditioning was given as embeddings; encode prompts, so that it has texts."
+            )
+        return prompts
+
     def repeat_interleave(self, repeats: int) -> Conditioning:
         """Every sample `repeats` times in a row."""
         return self[torch.arange(len(self)).repeat_interleave(repeats)]

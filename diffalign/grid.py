@@ -75,6 +75,13 @@ class Grid:
         """(B,) timesteps for the denoiser at grid indices i (B,)."""
         return self.timesteps[i.cpu()].to(i.device)
 
+    def index(self, t: Tensor) -> Tensor:
+        """Grid indices (B,) of timesteps t (B,); raises for one that is not on the grid."""
+        match = self.timesteps[None].double() == t.detach().cpu().double().reshape(-1, 1)
+        if not bool(match.any(1).all()):
+            raise DiffalignError(f"timesteps {t.tolist()} are not all on the grid {self.timesteps.tolist()}.")
+        return match.int().argmax(1).to(t.device)
+
     def level(self, i: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(signal, noise) at level i (B,), broadcastable to `like` (B, ...)."""
         i = i.cpu()
@@ -93,3 +100,20 @@ class Grid:
                 return output, (x - a * output) / s
             case "flow_prediction":
                 return x - s * output, x + a * output
+
+    def steered(self, output: Tensor, slope: Tensor, i: Tensor) -> Tensor:
+        """The denoiser's output (B, ...), float32, for a score that is `slope` (B, ...) more at the same latents.
+
+        The score is -eps / noise, so eps moves by -noise * slope, and x0 by noise^2 / signal * slope.
+        """
+        a, s = self.level(i, output)
+        eps, x0 = -s * slope, s.square() / a * slope
+        match self.target:
+            case "epsilon":
+                return output.float() + eps
+            case "v_prediction":
+                return output.float() + a * eps - s * x0
+            case "sample":
+                return output.float() + x0
+            case "flow_prediction":
+                return output.float() + eps - x0

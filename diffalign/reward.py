@@ -20,6 +20,7 @@ __all__ = [
     "AnyReward",
     "DiffalignError",
     "GroupReward",
+    "NoisyReward",
     "Reward",
     "RunError",
     "Scores",
@@ -75,6 +76,15 @@ class SetReward(Protocol):
 
     def score_set(self, images: Tensor, prompts: Sequence[str], **metadata: Any) -> Tensor:
         """One number for pictures (B, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class NoisyReward(Protocol):
+    """Scores what is still noisy, so that it can guide while a picture is made (`diffalign.guided`)."""
+
+    def score_noisy(self, latents: Tensor, prompts: Sequence[str], signal: Tensor, noise: Tensor) -> Tensor:
+        """Scores (B,), differentiable, of latents signal * x0 + noise * eps (B, ...); levels (B,)."""
         ...
 
 

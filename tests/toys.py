@@ -81,6 +81,9 @@ class ChainPolicy:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def differs(self, name: str = "policy") -> bool:
+        return bool(self.delta.any())
+
     def trainable(self) -> list[nn.Parameter]:
         return [self.delta]
 
