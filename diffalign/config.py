@@ -173,4 +173,6 @@ def load_raw(raw: Raw, overrides: Iterable[str] = ()) -> RunConfig:
 
 def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -> RunConfig:
     """A RunConfig from plain values; `origins` says where each key was written."""
+    if "search" in raw:
+        raise DiffalignError(f"{source} is the config of a search: `diffalign search {source}` runs it.")
     return validated(RunConfig, raw, origins or {}, source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from diffalign.prompts import package_roots
 
 ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {"hpsv2.1": ("hpsv2", {"version": "2.1"})}
 """Rewards under a second name: what they are, with which of the arguments given."""
-METHODS = {"__call__", "score_group", "score_set"}
-"""What scores pictures: one by one, those of a prompt together, or all together."""
+METHODS = {"__call__", "score_group", "score_set", "score_noisy"}
+"""What scores pictures: one by one, those of a prompt together, or all together; or what is still noisy."""
 
 
 def algorithms() -> list[str]:
@@ -65,6 +66,11 @@ def combiners() -> list[str]:
 def configs() -> dict[str, Path]:
     """name -> file of every packaged config."""
     return {f.stem: f for root in package_roots("diffalign_configs") for f in sorted(root.glob("*.yaml"))}
+
+
+def search_configs() -> list[str]:
+    """The packaged configs of searches; the others are those of training runs."""
+    return [name for name, file in configs().items() if re.search(r"^search:", file.read_text("utf-8"), re.M)]
 
 
 def algorithm(name: str) -> type[Any]:

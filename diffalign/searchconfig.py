@@ -10,6 +10,7 @@ from diffalign import registry
 from diffalign.bounds import Positive
 from diffalign.compose import Normalize
 from diffalign.configfile import Origins, Raw, override, read
+from diffalign.errors import DiffalignError
 from diffalign.named import Named, fits
 from diffalign.rewardspec import RewardSpec
 from diffalign.sharedconfig import ModelConfig, SharedConfig, validated
@@ -72,4 +73,9 @@ def load_raw(raw: Raw, overrides: Iterable[str] = ()) -> SearchConfig:
 
 def validate(raw: Raw, origins: Origins | None = None, source: str = "config") -> SearchConfig:
     """A SearchConfig from plain values; `origins` says where each key was written."""
+    if "algorithm" in raw:
+        raise DiffalignError(
+            f"{source} is the config of a training run: `diffalign train {source}` runs it. Once it has run, "
+            "`diffalign search METHOD CONFIG --adapter FOLDER` searches with what it trained."
+        )
     return validated(SearchConfig, raw, origins or {}, source)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign import __version__
+from diffalign import __version__, redraw
 from diffalign.compose import Composite
-from diffalign.errors import DiffalignError
 from diffalign.found import Found
 from diffalign.measure import measure, prepare
 from diffalign.policy import Policy
@@ -24,7 +23,7 @@ from diffalign.reward import AnyReward, kind
 from diffalign.saving import finite
 from diffalign.search import Search
 from diffalign.searchfolder import SearchFolder
-from diffalign.steps import ODE, StepRule
+from diffalign.steps import StepRule
 from diffalign.task import Task
 from diffalign.walk import chunks
 
@@ -61,21 +60,19 @@ class Seeker:
     def check(self) -> None:
         """Refuse what cannot work before anything is computed."""
         self.method.check(self._task([0]))
-        if self.decoder and self.decoder.latent_shape != self.policy.latent_shape:
-            raise DiffalignError(
-                f"decode_with makes latents of shape {self.decoder.latent_shape}, and the searched model of "
-                f"{self.policy.latent_shape}; the found noise only fits a model with the same latents."
-            )
+        if self.decoder:
+            redraw.check(self.policy, self.decoder)
 
     def portions(self) -> list[list[int]]:
         """The prompts' numbers in portions, those of this process that are not finished.
 
         A portion is computed whole, as it was before a kill, so that what is found does not depend on it.
+        Whose it is does not depend on what is finished, which other processes change meanwhile.
         """
         finished, every = self.folder.finished(), range(len(self.prompts))
         portions = [list(every[start : start + self.at_once]) for start in every[:: self.at_once]]
-        left = [portion for portion in portions if not finished.issuperset(portion)]
-        return left[self.rank :: self.processes]
+        own = portions[self.rank :: self.processes]
+        return [portion for portion in own if not finished.issuperset(portion)]
 
     @property
     def left(self) -> int:
@@ -107,11 +104,9 @@ class Seeker:
         latents = {"first": found.first_latents, "best": found.latents}
         scores = {"first": found.first_scores, "best": found.scores}
         if self.decoder:
-            task = replace(self._task(numbers), policy=self.decoder, rule=ODE())
-            noise = found.noise.float() * (_initial(self.decoder) / _initial(self.policy))
-            seeds = task.seeds("steps", task.everyone, torch.zeros_like(task.everyone))
-            x = task.sample(noise.to(self.decoder.device, self.decoder.dtype), task.everyone, seeds)
-            latents["decoded"], scores["decoded"] = x, task.score(x, task.everyone)
+            latents["decoded"], scores["decoded"] = redraw.redraw(
+                self._task(numbers), found.noise, self.decoder
+            )
         return latents, scores
 
     @torch.no_grad()
@@ -175,8 +170,3 @@ def notes(told: Mapping[str, Any]) -> dict[str, str]:
         "Software": f"diffalign {__version__}",
         "diffalign": json.dumps(finite(told), ensure_ascii=False),
     }
-
-
-def _initial(policy: Policy) -> float:
-    """How much larger than standard normal a policy's initial latents are."""
-    return float(policy.grid.noise[0]) if policy.grid.flow else 1.0

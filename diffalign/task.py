@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffalign.compose import Composite
 from diffalign.conditioning import Conditioning
-from diffalign.errors import DiffalignError
+from diffalign.errors import RunError
 from diffalign.found import Best, Found
 from diffalign.ledger import Ledger, costs
 from diffalign.policy import Policy
@@ -153,7 +153,7 @@ class Task:
         """What was found; an error if some prompt was never offered a sample that could be scored."""
         never = [p for k, p in enumerate(self.prompts) if self.best.total(k) == -torch.inf]
         if never:
-            raise DiffalignError(
+            raise RunError(
                 f"no sample of {len(never)} prompt(s) got a finite reward, the first {never[0]!r}. Look at the reward "
                 "with `diffalign reward check`."
             )

@@ -25,6 +25,13 @@ class Altering(Search):
         """That of the method."""
         return self.method.default_rule(policy)
 
+    def check(self, task: Task) -> None:
+        """Refuse what cannot be altered, and what the method refuses."""
+        self.method.check(self._altered(task))
+
     def search(self, task: Task) -> Found:
         """See Search."""
-        return self.method.run(replace(task, policy=self.altered(task.policy)))
+        return self.method.run(self._altered(task))
+
+    def _altered(self, task: Task) -> Task:
+        return replace(task, policy=self.altered(task.policy))
