@@ -22,7 +22,7 @@ LAYERS = [
     "run",
     "evaluate optimize calibrate",
     "algorithms",
-    "task found ledger altered mixed guided trainer search seek",
+    "task found ledger tree altered mixed guided redraw trainer search seek",
     "arguments registry configfile rewardforms charts",
     "catalog scaffold pictures",
     "scoring",

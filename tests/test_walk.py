@@ -8,7 +8,7 @@ from toys import Chain, ChainPolicy, Cond
 
 from diffalign.errors import DiffalignError
 from diffalign.seeds import normal
-from diffalign.walk import fork, log_prob, rescore, rollout, step, walk
+from diffalign.walk import Step, fork, log_prob, rescore, rollout, step, walk
 
 RULE = Chain(a=(0.9, 0.8, 1.1), sigma=(0.5, 0.0, 0.4))
 
@@ -54,6 +54,19 @@ def test_walk_goes_on_with_the_samples_it_is_sent():
     assert torch.equal(second.x[1], first.next[1])
     third = next(path)
     assert not torch.equal(third.next[0], third.next[1]), "copies of one sample must part"
+
+
+def test_a_step_is_drawn_again_from_chosen_samples():
+    policy = ChainPolicy(3, 4)
+    x, i, seeds = policy.noise([1, 2]), torch.tensor([0, 2]), [7, 8]
+    parts = [
+        step(policy, RULE, policy.grid, x[k : k + 1], i[k : k + 1], Cond(1), seeds[k : k + 1]) for k in (0, 1)
+    ]
+    both = Step.cat(parts)
+    assert torch.equal(both.redrawn(torch.tensor([0, 1]), seeds), both.next)
+    copies = both.redrawn(torch.tensor([1, 1]), seeds)
+    assert torch.equal(copies[1], both.next[1])
+    assert not torch.equal(*copies), "copies of one sample must part"
 
 
 def test_forked_seeds_do_not_depend_on_the_place():

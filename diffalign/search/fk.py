@@ -27,7 +27,7 @@ class FK(Search):
     particles: K, samples of each prompt that are computed side by side.
     lam: nats per unit of reward. What counts is lam times the reward's standard deviation among samples
     of one prompt: 1 tilts gently, 10 keeps hardly more than the best particle's heirs.
-    potential: of section 4.2; "diff" exp(lam (r_t - r_before)), "max" exp(lam max r), "sum" exp(lam sum r),
+    potential: what weighs them, "diff" exp(lam (r_t - r_before)), "max" exp(lam max r), "sum" exp(lam sum r),
     where r_t is the reward of the clean sample that the denoiser sees.
     start, end, every: where rewards are looked at, in shares of the run's steps.
     resample_below: resample where the effective number of particles is below this share of K; until
@@ -84,7 +84,8 @@ class FK(Search):
 
     def _population(self, swarm: Swarm, x: Tensor, total: Tensor) -> list[dict[str, Any]]:
         """A weighted sample of p exp(lam r) for each prompt: latents (K, ...), rewards and weights (K,)."""
-        each = x.unflatten(0, (-1, self.particles)), total.unflatten(0, (-1, self.particles)), swarm.weights
+        shape = len(swarm.weights), self.particles
+        each = x.reshape(*shape, *x.shape[1:]), total.reshape(shape), swarm.weights
         return [
             {"particles": latents, "rewards": rewards, "weights": weights}
             for latents, rewards, weights in zip(*each, strict=True)
