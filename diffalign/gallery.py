@@ -28,11 +28,11 @@ CURVE = Chart(
 
 @dataclass(frozen=True)
 class Card:
-    """One prompt: its pictures as data URIs by name, rows of scores, its path and its tree as SVG."""
+    """One prompt: its pictures as data URIs by name, their scores by name, its path and its tree as SVG."""
 
     prompt: str
     pictures: Mapping[str, str]
-    scores: Sequence[tuple[str, float | None, float | None]]
+    scores: Mapping[str, Sequence[float | None]]
     cost: Mapping[str, int]
     path: str
     tree: str
@@ -96,13 +96,14 @@ def _change(what: str, found: Mapping[str, Any]) -> Finding:
 
 
 def _card(folder: SearchFolder, row: Mapping[str, Any]) -> Card:
-    first, best = row["scores"]["first"], row["scores"]["best"]
-    names = [name for name in best if len(best) > 2 or name == "total"]
+    by_tag = [row["scores"][tag] for tag in row["pictures"]]
+    scores = {name: [own.get(name) for own in by_tag] for name in by_tag[0]}
+    total = scores.pop("total")
     nodes = row["extras"].get("nodes")
     return Card(
         prompt=row["prompt"],
         pictures={TAGS[tag]: data_uri(folder.path / file) for tag, file in row["pictures"].items()},
-        scores=[(name, first.get(name), best[name]) for name in names],
+        scores={"reward": total, **{name: own for name, own in scores.items() if own != total}},
         cost=row["cost"],
         path=drawing.sparkline([mark["best"] for mark in row["path"]]),
         tree=drawing.tree(nodes) if nodes else "",

@@ -134,8 +134,9 @@ class Seeker:
         seconds: float,
     ) -> None:
         """Write what is not there yet."""
+        finished = self.folder.finished()
         for k, number in enumerate(numbers):
-            if number in self.folder.finished():
+            if number in finished:
                 continue
             told = {
                 **self.about,
