@@ -83,8 +83,8 @@ def entries(tuned: bool) -> Iterator[Entry]:
 def policy(panel: str, tuned: Path | None) -> Policy:
     """The model of a panel, with a trained adapter if there is one to mix in."""
     if panel == ONE:
-        return Policy.from_pretrained("emoji-turbo", steps=1, lora=None)
-    lora = LoraSpec(rank=16, targets="attention+conv") if tuned else None
+        return Policy.from_pretrained("emoji-turbo", steps=1, lora=False)
+    lora = LoraSpec(rank=16, targets="attention+conv") if tuned else False
     made = Policy.from_pretrained("emoji", steps=10, guidance_scale=3.0, lora=lora)
     if tuned:
         made.load(tuned)
