@@ -12,11 +12,13 @@ import torch
 from diffalign.compose import composed
 from diffalign.errors import DiffalignError
 from diffalign.ledger import Cost
+from diffalign.policy import Policy
 from diffalign.search import Task
 from diffalign.search.best_of_n import BestOfN
 from diffalign.search.dts import DTS
 from diffalign.steps import DDIM, ODE
 from diffalign.tree import Tree, soft_mean
+from families import FAMILIES
 
 from .finite import FinitePolicy, Says, is_one, state
 from .mixture import MixturePolicy, mmd2, reward
@@ -210,7 +212,7 @@ def test_nodes_have_as_many_children_as_their_visits_allow():
 
 
 def test_searching_goes_where_the_reward_is():
-    """Chance finds the best of eight modes once in eight, give or take 0.02; the tree branches where samples choose theirs."""
+    """Chance finds the best of eight modes once in eight, give or take 0.02; samples choose theirs late."""
     here = task("abcd", reward, policy=MixturePolicy(10), rule=DDIM())
     ours = DTS(rollouts=64, lam=1.0, c_uct=1.0, branching=1.0, growth=0.5, branches=(0.6, 0.7, 0.8))
     pictures = torch.stack([extras["pictures"] for extras in ours.run(here).extras])
@@ -242,3 +244,23 @@ def test_bad_settings_are_refused():
     with pytest.raises(DiffalignError, match="no multiple of parallel = 3"):
         DTS(rollouts=8, parallel=3).run(task())
     assert len(DTS(rollouts=2, branches=()).run(task(rule=Says(0.0)))) == 1
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXL", "Flux"])
+def test_every_edge_of_a_pipelines_tree_is_a_stretch_of_its_denoising(name):
+    family = FAMILIES[name]
+    policy = Policy(family.make(), steps=family.steps, call=family.call, lora=None)
+    ours = DTS(
+        rollouts=8, mode="sample", lam=100.0, branching=1.0, growth=0.5, branches=(0.25, 0.75), parallel=2
+    )
+    here = Task(
+        policy, composed(lambda x, p: x.flatten(1).mean(1)), family.prompts[:2], ours.default_rule(policy)
+    )
+    found = ours.run(here)
+    assert any(cost.denoiser_calls < 8 * family.steps for cost in found.costs)
+    for p, extras in enumerate(found.extras):
+        tree, owner = extras["tree"], torch.full((8,), p)
+        above = [tree.parent[leaf] for leaf in tree.leaves]
+        start = torch.stack([tree.latents_of(node) for node in above])
+        ends = here.sample(start, owner, here.seeds("steps", owner, torch.arange(8)), start=tree.levels[-2])
+        torch.testing.assert_close(ends, extras["pictures"], rtol=1e-3, atol=1e-3)
