@@ -17,6 +17,7 @@ from diffalign.config import RunConfig
 from diffalign.errors import unknown
 from diffalign.launch import faults
 from diffalign.layout import leaves_of
+from diffalign.loading import PACKAGED
 from diffalign.metrics import peak_memory_mb
 from diffalign.registry import configs
 from diffalign.run import KL_SAMPLES, Batching, Run
@@ -77,8 +78,9 @@ def settings(target: str, overrides: list[str]) -> RunConfig:
     """The config called `target`, or an ordinary run of the model called `target`."""
     if target in configs() or target.endswith((".yaml", ".yml")):
         return config.load(target, overrides)
-    if "/" not in target and target != "emoji" and not Path(target).is_dir():
-        raise unknown("config or model", target, [*configs(), "FILE.yaml", "FOLDER", "OWNER/NAME", "emoji"])
+    if "/" not in target and target not in PACKAGED and not Path(target).is_dir():
+        allowed = [*configs(), "FILE.yaml", "FOLDER", "OWNER/NAME", *PACKAGED]
+        raise unknown("config or model", target, allowed)
     return config.load_raw({"model": target, **PLAIN}, overrides)
 
 

@@ -17,6 +17,9 @@ from transformers.utils import logging as transformers_logging
 from diffalign.errors import DiffalignError
 from diffalign.placement import dtype_of
 from diffalign.quantize import quantization
+from diffalign_demo.emoji import load_turbo
+
+PACKAGED = ("emoji", "emoji-turbo")
 
 
 def load_pipeline(
@@ -40,10 +43,17 @@ def load_pipeline(
         )
     try:
         with _quiet():
+            if model == "emoji-turbo":
+                return load_turbo(**options)
             return DiffusionPipeline.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
         hint = _PICKLED.format(model) if "safetensors" in str(problem) else ""
         raise DiffalignError(f"the model {model!r} could not be loaded: {problem}{hint}") from problem
+
+
+def own_guidance(model: str) -> float | None:
+    """The guidance scale of a packaged model that has guidance distilled into it; None: its pipeline's."""
+    return 1.0 if model == "emoji-turbo" else None
 
 
 _PICKLED = (
@@ -66,7 +76,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _source(model: str) -> str:
-    if model == "emoji":
+    if model in PACKAGED:
         return str(resources.files("diffalign_demo.emoji") / "base")
     local = Path(model).expanduser()
     if local.is_dir() and not (local / "model_index.json").is_file():
@@ -74,6 +84,7 @@ def _source(model: str) -> str:
     if not local.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise DiffalignError(
             f"there is no model folder {model!r}. Give a folder in diffusers' format, a hub id such as "
-            "'stable-diffusion-v1-5/stable-diffusion-v1-5', or 'emoji', the packaged model."
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5', or one of the packaged models, "
+            f"{' and '.join(PACKAGED)}."
         )
     return str(local) if local.is_dir() else model

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 BASE = ROOT / "base"
+TURBO = ROOT / "turbo"
+LORA = "pytorch_lora_weights.safetensors"
 CLIP = ROOT / "clip"
+NOISY_CLIP = ROOT / "noisy_clip"
 PICTURES = ROOT / "pictures.parquet"
 
 
@@ -23,6 +26,22 @@ def load_pipeline(**kwargs: Any) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(BASE, **kwargs)
+
+
+def load_turbo(**kwargs: Any) -> StableDiffusionPipeline:
+    """The one-step model, for one to four steps and `guidance_scale=1`; `kwargs` as in `load_pipeline`."""
+    return fuse_turbo(load_pipeline(**kwargs), TURBO)
+
+
+def fuse_turbo(pipeline: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
+    """The base pipeline with the LoRA of `folder` fused into it, and with its scheduler."""
+    from diffusers import DDIMScheduler
+
+    pipeline.unet.load_lora_adapter(folder, prefix="unet", weight_name=LORA)
+    pipeline.unet.fuse_lora()
+    pipeline.unet.unload_lora()
+    pipeline.scheduler = DDIMScheduler.from_pretrained(folder)
+    return pipeline
 
 
 def prompts(split: str) -> list[str]:
