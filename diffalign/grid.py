@@ -71,6 +71,11 @@ class Grid:
         """Whether the levels are those of a rectified flow."""
         return self.target == "flow_prediction"
 
+    @property
+    def initial(self) -> float:
+        """The standard deviation of initial latents; diffusion models start from standard normal noise."""
+        return float(self.noise[0]) if self.flow else 1.0
+
     def time(self, i: Tensor) -> Tensor:
         """(B,) timesteps for the denoiser at grid indices i (B,)."""
         return self.timesteps[i.cpu()].to(i.device)

@@ -36,7 +36,6 @@ class ReNO(Search):
     reg_weight: of minus the log-density of a chi-distributed norm, least at |z| = sqrt(D - 1).
     patience: a prompt ends after this many evaluations without a better reward; 0: never early.
     checkpoint: compute activations of denoiser and VAE again in the backward: less memory, more time.
-    decode_with: another model that samples from the noise found, its pictures and scores go to `extras`.
     """
 
     plain: ClassVar[Mapping[str, Any]] = {"steps": 1}
@@ -50,7 +49,6 @@ class ReNO(Search):
     reg_weight: NotNegative = 0.01
     patience: Count = 0
     checkpoint: bool = False
-    decode_with: Policy | None = None
 
     def default_rule(self, policy: Policy) -> StepRule:
         """One step ends at the clean sample; several are Euler's for flows and ancestral ones for diffusion."""
@@ -59,7 +57,7 @@ class ReNO(Search):
         return Consistency() if policy.grid.steps == 1 else DDIM()
 
     def check(self, task: Task) -> None:
-        """Every reward has a gradient, and `decode_with` takes the noise."""
+        """Every reward has a gradient."""
         flat = [name for name, one in task.reward.rewards.items() if not capability(one, "differentiable")]
         if flat:
             raise DiffalignError(
@@ -67,20 +65,13 @@ class ReNO(Search):
                 "gradient says so by `differentiable = True`). Take differentiable rewards, or a search that needs no "
                 "gradient, such as best_of_n."
             )
-        theirs = self.decode_with.latent_shape if self.decode_with else task.policy.latent_shape
-        if theirs != task.policy.latent_shape:
-            raise DiffalignError(
-                f"decode_with takes noise of shape {theirs}, and the model makes {task.policy.latent_shape}: give both "
-                "the same height and width, and take models that share a VAE."
-            )
 
     def search(self, task: Task) -> Found:
         """See Search."""
         with recomputing(task.policy) if self.checkpoint else nullcontext():
             for owner in task.chunks(len(task.prompts)):
                 self._ascend(task, owner)
-        found = task.found()
-        return task.found(self._elsewhere(task, found.noise)) if self.decode_with else found
+        return task.found()
 
     def _ascend(self, task: Task, owner: Tensor) -> None:
         """All iterations of some prompts; the last one has no step after it, and needs no gradient."""
@@ -100,7 +91,7 @@ class ReNO(Search):
     def _evaluate(self, task: Task, ascents: Sequence[Ascent]) -> None:
         """Find out where every prompt stands, and offer its sample."""
         owner, z = _owners(ascents), torch.stack([ascent.z for ascent in ascents])
-        noise = (z * _scale(task.policy)).to(task.policy.dtype)
+        noise = (z * task.policy.grid.initial).to(task.policy.dtype)
         latents = task.denoise(noise, owner, [ascent.seed for ascent in ascents])
         scores = task.scores(latents, owner)
         task.offer(owner, latents, noise, {name: values.detach().cpu() for name, values in scores.items()})
@@ -122,22 +113,6 @@ class ReNO(Search):
             else:
                 owner = torch.tensor([ascent.owner])
                 ascent.begin(_standard(task, owner, torch.full_like(owner, k))[0])
-
-    def _elsewhere(self, task: Task, noise: Tensor) -> list[dict[str, Any]]:
-        """Pictures and scores of the noise found (P, ...) in the other model, whose ODE keeps to the noise."""
-        assert self.decode_with is not None
-        other = Task(self.decode_with, task.reward, task.prompts, ODE(), seed=task.seed, batch=task.batch)
-        start = noise.float() / _scale(task.policy) * _scale(other.policy)
-        everyone = task.everyone
-        seeds = other.seeds("steps", everyone, torch.zeros_like(everyone))
-        latents = other.sample(start.to(other.policy.device, other.policy.dtype), everyone, seeds)
-        scores = other.score(latents, everyone)
-        with torch.no_grad():
-            pictures = [other.policy.decode(latents[[p]])[0].cpu() for p in everyone.tolist()]
-        return [
-            {"decoded": picture, "scores": {name: float(values[p]) for name, values in scores.items()}}
-            for p, picture in enumerate(pictures)
-        ]
 
 
 class Ascent:
@@ -169,8 +144,9 @@ class Ascent:
 
 def regulariser(z: Tensor) -> Tensor:
     """|z|^2 / 2 - (D - 1) ln |z| of every sample of z (B, ...): (B,), minus a chi's log-density."""
-    norm = z.flatten(1).norm(dim=1)
-    return norm.square() / 2 - (z[0].numel() - 1) * norm.log()
+    norm = torch.linalg.vector_norm(z.flatten(1), dim=1)
+    density: Tensor = norm.square() / 2 - (z[0].numel() - 1) * norm.log()
+    return density
 
 
 def optimizer(method: ReNO, z: Tensor) -> Any:
@@ -189,11 +165,6 @@ def _owners(ascents: Sequence[Ascent]) -> Tensor:
     return torch.tensor([ascent.owner for ascent in ascents])
 
 
-def _scale(policy: Policy) -> float:
-    """What standard normal noise is multiplied by to become initial latents."""
-    return float(policy.grid.noise[0]) if policy.grid.flow else 1.0
-
-
 def _standard(task: Task, owner: Tensor, member: Tensor) -> Tensor:
     """Standard normal noise (B, ...), float32."""
-    return task.noise(owner, member).float() / _scale(task.policy)
+    return task.noise(owner, member).float() / task.policy.grid.initial
