@@ -164,6 +164,10 @@ def refuse_video(reward: object, images: Tensor, label: str) -> None:
 
 def _asked(reward: AnyReward, images: Tensor, prompts: Sequence[str], label: str) -> Scores:
     """What the reward returns, as Scores; what goes wrong in it becomes an error that names it."""
+    if isinstance(reward, NoisyReward) and not callable(reward):
+        raise DiffalignError(
+            f"reward {label!r} judges noisy latents and no pictures: it can guide (search nrg), and not score."
+        )
     try:
         result = reward(images, prompts)
     except (DiffalignError, torch.OutOfMemoryError):

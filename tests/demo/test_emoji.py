@@ -75,7 +75,9 @@ def test_pipeline_survives_saving(tmp_path, pipeline):
     assert np.array_equal(draw(again, ["3d rocket"]), draw(pipeline, ["3d rocket"]))
 
 
-@pytest.mark.parametrize(("path", "limit"), [(emoji.BASE, 25), (emoji.CLIP, 8), (emoji.PICTURES, 8)])
+@pytest.mark.parametrize(
+    ("path", "limit"), [(emoji.BASE, 25), (emoji.CLIP, 8), (emoji.NOISY_CLIP, 3), (emoji.PICTURES, 8)]
+)
 def test_budget(path, limit):
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in files) <= limit * MB
@@ -83,7 +85,10 @@ def test_budget(path, limit):
 
 def test_no_pickles():
     suffixes = {
-        file.suffix for folder in (emoji.BASE, emoji.CLIP) for file in folder.rglob("*") if file.is_file()
+        file.suffix
+        for folder in (emoji.BASE, emoji.CLIP, emoji.NOISY_CLIP)
+        for file in folder.rglob("*")
+        if file.is_file()
     }
     assert suffixes <= {".json", ".safetensors"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 
@@ -14,9 +15,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from diffalign_demo.emoji.recipe import __main__ as command
-from diffalign_demo.emoji.recipe import clip, data, unet, vae
+from diffalign_demo.emoji.recipe import clip, data, noisy_clip, unet, vae
 from diffalign_demo.emoji.recipe.fit import Schedule, fit
 
 THINGS = ["cat", "cat face", "dog face", "red heart", "blue heart", "fire", "car", "tree"]
@@ -55,6 +57,7 @@ def small(monkeypatch):
     for module in (vae, unet):
         monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(clip, "NAMES", 4)
+    monkeypatch.setattr(noisy_clip, "BATCH", 4)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,7 @@ def test_a_fit_can_be_made_longer_before_it_cools_down(tmp_path):
 
 @pytest.mark.usefixtures("small")
 def test_every_training_step_runs_and_the_parts_form_a_pipeline(out, tmp_path):
-    for step in ("vae", "unet", "clip"):
+    for step in ("vae", "unet", "clip", "noisy_clip"):
         command.run(step, out, tmp_path, steps=2)
     codes = vae.latents(
         StableDiffusionPipeline.from_pretrained(out / "base").vae,
@@ -136,6 +139,30 @@ def test_every_training_step_runs_and_the_parts_form_a_pipeline(out, tmp_path):
     assert model.encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, 128)
     assert set(json.loads((out / "clip/card.json").read_text())) >= {"style", "flat_image_to_text_top1"}
     assert int(load_file(tmp_path / "unet/state.safetensors")["step"]) == 2
+    assert set(load_file(out / "noisy_clip/model.safetensors")) == set(noisy_clip.NoisyTower().state_dict())
+    assert list(json.loads((out / "noisy_clip/card.json").read_text())) == [str(x) for x in noisy_clip.LEVELS]
+
+
+def test_the_noisy_tower_learns_what_the_clean_picture_s_features_will_be():
+    """Two kinds of pictures, whose latents are all 1 or all -1: told apart through noise, and not beyond it."""
+    torch.manual_seed(0)
+    sign = torch.tensor([1.0, -1.0]).repeat(32)
+    features = F.one_hot((sign < 0).long(), 128).float()
+    seen = noisy_clip.Pictures(sign[:, None, None, None].expand(64, 4, 16, 16).contiguous(), features)
+    captions = noisy_clip.Captions(features[:2], (sign < 0).long()[:, None].expand(64, 2))
+    tower = noisy_clip.NoisyTower(widths=(16, 16, 16))
+    optimizer = torch.optim.Adam(tower.parameters(), 3e-3)
+    for step in range(40):
+        optimizer.zero_grad()
+        noisy_clip.loss(tower, seen, captions, 10.0, torch.Generator().manual_seed(step)).backward()
+        optimizer.step()
+    noise = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        for angle, low, high in ((0.3, 0.9, 1.0), (0.5 * math.pi, 0.3, 0.7)):
+            level = torch.full((64,), angle)
+            found = tower(noisy_clip.noisy(seen.latents, noise, level), level.cos(), level.sin())
+            right = ((found[:, 0] > found[:, 1]) == (sign > 0)).float().mean()
+            assert low <= float(right) <= high
 
 
 @pytest.mark.usefixtures("small")

@@ -41,6 +41,7 @@ REWARDS = {
     "ocr": plain("ocr", side=64),
     "safety": plain("safety"),
     "emoji_clip": plain("emoji_clip"),
+    "emoji_noisy_clip": plain("emoji_noisy_clip"),
     "jpeg_compressibility": plain("jpeg_compressibility"),
     "jpeg_incompressibility": plain("jpeg_incompressibility"),
     "frames": plain("frames", reward="emoji_clip"),

@@ -1,4 +1,4 @@
-"""`python -m diffalign_demo.emoji.recipe data|vae|unet|clip|card|all --out DIR`."""
+"""`python -m diffalign_demo.emoji.recipe data|vae|unet|clip|noisy_clip|card|all --out DIR`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from . import card, clip, data, unet, vae
+from . import card, clip, data, noisy_clip, unet, vae
 
-TRAINED = {"vae": vae, "unet": unet, "clip": clip}
+TRAINED = {"vae": vae, "unet": unet, "clip": clip, "noisy_clip": noisy_clip}
 STEPS = ("data", *TRAINED, "card")
 GOES_WITH = {"steps": TRAINED, "rate": TRAINED, "start": ("vae", "unet")}
 

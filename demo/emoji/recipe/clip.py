@@ -148,11 +148,22 @@ def save(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path
 @torch.no_grad()
 def evaluate(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, unseen: Set) -> dict[str, float]:
     """Retrieval among the pictures and captions of unseen names of one style, and style recognition."""
-    images = model.encode_image(unseen.pictures, normalize=True)
-    texts = {
-        style: model.encode_text(encode(tokenizer, [(style, name) for name in unseen.names]), normalize=True)
+    return retrieval(
+        model.encode_image(unseen.pictures, normalize=True), texts(model, tokenizer, unseen.names), unseen
+    )
+
+
+@torch.no_grad()
+def texts(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, names: list[str]) -> dict[str, Tensor]:
+    """Unit features (N, 128) of the names in each style."""
+    return {
+        style: model.encode_text(encode(tokenizer, [(style, name) for name in names]), normalize=True)
         for style in STYLES
     }
+
+
+def retrieval(images: Tensor, texts: dict[str, Tensor], unseen: Set) -> dict[str, float]:
+    """How well features (N, 128) of pictures find their captions, and these the pictures; see `evaluate`."""
     gap = (images * (texts["3d"] - texts["flat"])).sum(1)
     scores = {"style": float(((gap > 0) == torch.tensor([s == "3d" for s in unseen.styles])).float().mean())}
     for style in STYLES:
