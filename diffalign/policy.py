@@ -152,8 +152,7 @@ class Policy:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Initial latents (B, *latent_shape): those of a sample depend on its seed alone."""
-        scale = float(self.grid.noise[0]) if self.grid.flow else 1.0
-        return (normal(seeds, self.latent_shape) * scale).to(self.device, self.dtype)
+        return (normal(seeds, self.latent_shape) * self.grid.initial).to(self.device, self.dtype)
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The pipeline's own guided output (B, ...) at latents x (B, ...) and timesteps t (B,) of the grid."""
