@@ -16,6 +16,7 @@ import torch
 
 from diffalign import config
 from diffalign.policy import LoraSpec, Policy
+from diffalign.runfolder import RunFolder
 from diffalign.searchfolder import SearchFolder
 from tests.search.test_seek import same
 from tests.test_cli import diffalign
@@ -29,7 +30,7 @@ NAN = """
 import torch
 def some(images, prompts):
     value = images.flatten(1).mean(1)
-    return value.where(value < value.max(), torch.nan) if len(value) > 1 else value
+    return value.masked_fill((10_000 * value).long() % 4 == 0, torch.nan)
 def none(images, prompts):
     return torch.full((len(prompts),), torch.nan)
 def memory(images, prompts):
@@ -211,8 +212,7 @@ def test_an_adapter_is_what_is_searched_with(capfd, tuned):
 
 def test_a_run_s_folder_is_an_adapter(capfd, tuned):
     settings = config.load("emoji-ddpo", ["lora={rank: 2, alpha: 4.0, targets: [to_q, to_v]}"])
-    Path("run").mkdir()
-    Path("run/config.yaml").write_text(json.dumps(settings.resolved()))
+    RunFolder.create(Path("run"), settings.resolved())
     shutil.copytree(tuned, "run/lora")
     for name in ("run", "lora"):
         command = [
@@ -248,14 +248,14 @@ def interrupted(number: int, out: Path, *arguments: str) -> tuple[int, str]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=900)
     return process.returncode, printed + errors
 
 
 @pytest.mark.slow
 def test_killed_and_interrupted_it_goes_on_to_the_same_bits(here):
     whole, cut = here / "whole", here / "cut"
-    assert start(*MANY, "--out", str(whole)).wait(timeout=300) == 0
+    assert start(*MANY, "--out", str(whole)).wait(timeout=900) == 0
     code, _ = interrupted(signal.SIGKILL, cut, *MANY, "--out", str(cut))
     assert code == -signal.SIGKILL
     finished = SearchFolder(cut).finished()
@@ -267,7 +267,7 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bits(here):
         True,
         False,
     ), text
-    assert start("--resume", str(cut)).wait(timeout=300) == 0
+    assert start("--resume", str(cut)).wait(timeout=900) == 0
     assert same(whole, cut)
     assert json.loads((cut / "summary.json").read_text())["finished"] == 10
 
@@ -277,9 +277,9 @@ def test_launched_processes_share_the_prompts(here):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffalign"]
     done = subprocess.run(
-        [*launch, "search", *MANY, "--out", "two"], capture_output=True, text=True, timeout=400
+        [*launch, "search", *MANY, "--out", "two"], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("for 10 prompt(s)") == done.stdout.count("gallery: ") == 1
-    assert start(*MANY, "--out", str(here / "one")).wait(timeout=300) == 0
+    assert start(*MANY, "--out", str(here / "one")).wait(timeout=900) == 0
     assert same(here / "one", here / "two")
