@@ -133,7 +133,7 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_match(write):
         ("rule={name: ddim, eta: '1'}", "rule.eta"),
         ("rule={name: ddim, quiet_last: -1}", "rule.quiet_last"),
         ("rule={name: flow_sde, noise_level: -1}", "rule.noise_level"),
-        ("reward={look: {name: emoji_clip, score: 3}}", "reward.look.score"),
+        ("rewards={look: {name: emoji_clip, score: 3}}", "rewards.look.score"),
         ("warmup_updates=3", "is 3, but the run has 3 update(s) in all; make it less than that"),
         ("micro_batch=1", "is 1, but d3po passes 2 pictures of a prompt through the denoiser at once"),
         ("diversity=jpeg_compressibility", "has no method embed(images); take emoji_clip"),

@@ -16,8 +16,10 @@ import torch
 
 from diffalign import config
 from diffalign.policy import LoraSpec, Policy
+from diffalign.registry import searches
 from diffalign.runfolder import RunFolder
 from diffalign.searchfolder import SearchFolder
+from diffalign.tree import Tree
 from tests.search.test_seek import same
 from tests.test_cli import diffalign
 
@@ -75,6 +77,32 @@ def test_a_search_leaves_a_folder_with_a_gallery(capfd):
     assert (set(summary["rewards"]), set(summary["eval_rewards"])) == ({"emoji_clip"}, {"match"})
     assert diffalign(capfd, *command, "steps=2", "search.n=1")[0] == 0
     assert Path("searches/best_of_n-2/gallery.html").exists()
+
+
+EVERY = {
+    "best_of_n": ["search.n=2"],
+    "reno": ["model=emoji-turbo", "steps=1", "guidance_scale=1.0", "search.iterations=2"],
+    "fk": ["steps=4", "search.particles=2"],
+    "dts": ["steps=4", "search.rollouts=3"],
+    "rl_guidance": ["adapter=lora"],
+    "nrg": ["steps=4", "search.guide=emoji_noisy_clip"],
+    "zo_rank_sgd": ["search.rounds=1", "search.queries=3", "search.top=1"],
+}
+
+
+@pytest.mark.parametrize("method", searches())
+def test_every_method_runs_from_the_command_line_and_is_kept(capfd, tuned, method):
+    plain = ["model=emoji", "steps=2", "guidance_scale=2.0", "reward=emoji_clip", "prompts=[red apple, dog]"]
+    code, text = diffalign(capfd, "search", method, *plain, *EVERY[method], "--out", "s")
+    assert code == 0, text
+    folder = SearchFolder(Path("s"))
+    for row in folder.results():
+        assert row["scores"]["best"]["total"] >= row["scores"]["first"]["total"]
+        assert row["cost"]["denoiser_calls"] > 0
+        assert folder.tensors(row)["noise"].shape == (4, 16, 16)
+    assert ('<svg class="tree"' in Path("s/gallery.html").read_text()) == (method == "dts")
+    if method == "dts":
+        assert len(Tree.load(Path("s") / row["extras"]["tree"])) == 3
 
 
 def test_the_same_noise_and_score_by_hand(capfd):

@@ -144,7 +144,7 @@ def test_all_mistakes_are_named_at_once():
 
 
 def test_training_refuses_a_search():
-    with pytest.raises(DiffalignError, match="`diffalign search good.yaml` runs it"):
+    with pytest.raises(DiffalignError, match=r"`diffalign search good\.yaml` runs it"):
         config.load("good.yaml")
 
 
