@@ -1,4 +1,4 @@
-"""`python -m diffalign_demo.emoji.recipe data|vae|unet|clip|noisy_clip|card|all --out DIR`."""
+"""`python -m diffalign_demo.emoji.recipe data|vae|unet|clip|noisy_clip|pairs|turbo|card|all --out DIR`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from pathlib import Path
 
 import torch
 
-from . import card, clip, data, noisy_clip, unet, vae
+from . import card, clip, data, noisy_clip, pairs, turbo, turbocard, unet, vae
 
-TRAINED = {"vae": vae, "unet": unet, "clip": clip, "noisy_clip": noisy_clip}
-STEPS = ("data", *TRAINED, "card")
+TRAINED = {
+    "vae": vae,
+    "unet": unet,
+    "clip": clip,
+    "noisy_clip": noisy_clip,
+    "turbo": turbo,
+}
+STEPS = ("data", "vae", "unet", "clip", "noisy_clip", "pairs", "turbo", "card")
 GOES_WITH = {"steps": TRAINED, "rate": TRAINED, "start": ("vae", "unet")}
 
 
@@ -49,8 +55,11 @@ def run(
     """One step of the recipe, into `out`."""
     if step == "data":
         data.build(out, work / "packages")
+    elif step == "pairs":
+        pairs.build(out, work)
     elif step == "card":
         card.grids(out)
+        turbocard.compare(out)
     else:
         schedule = TRAINED[step].SCHEDULE
         schedule = dataclasses.replace(schedule, steps=steps or schedule.steps, rate=rate or schedule.rate)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
-from . import clip
+from .vae import pixels
 
 SHOWN = [
     "3d grinning face",
@@ -58,14 +60,20 @@ def grids(out: Path) -> None:
     (out / "card.json").write_text(json.dumps(match(out, pictures, heldout), indent=2) + "\n")
 
 
-def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) -> list[Image.Image]:
-    """One picture per prompt: 20 DDIM steps, guidance 3, one seed for all."""
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: list[str],
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 3.0,
+) -> list[Image.Image]:
+    """One picture per prompt, one seed for all."""
     generator = torch.Generator().manual_seed(seed)
     return [
         picture
         for i in range(0, len(prompts), 16)
         for picture in pipeline(
-            prompts[i : i + 16], num_inference_steps=20, guidance_scale=3.0, generator=generator
+            prompts[i : i + 16], num_inference_steps=steps, guidance_scale=guidance, generator=generator
         ).images
     ]
 
@@ -79,15 +87,23 @@ def tile(pictures: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
+def judge(out: Path) -> tuple[open_clip.CLIP, Any]:
+    """The CLIP in `out/clip` and its tokenizer."""
+    folder = f"local-dir:{out / 'clip'}"
+    return open_clip.create_model(folder).eval(), open_clip.get_tokenizer(folder)
+
+
+def batch(pictures: list[Image.Image]) -> Tensor:
+    """Pictures as (N, 3, 64, 64) in [−1, 1]."""
+    return pixels(torch.from_numpy(np.stack([np.array(picture) for picture in pictures])))
+
+
 @torch.no_grad()
 def match(out: Path, pictures: list[Image.Image], prompts: list[str]) -> dict[str, float]:
     """How well pictures fit their prompts by `out/clip`: cosine, and how often no other prompt fits better."""
-    model = open_clip.create_model(f"local-dir:{out / 'clip'}").eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")
-    batch = clip.pixels(torch.from_numpy(np.stack([np.array(picture) for picture in pictures])))
-    similar = (
-        model.encode_image(batch, normalize=True) @ model.encode_text(tokenizer(prompts), normalize=True).T
-    )
+    model, tokenizer = judge(out)
+    texts = model.encode_text(tokenizer(prompts), normalize=True)
+    similar = model.encode_image(batch(pictures), normalize=True) @ texts.T
     return {
         "cosine": float(similar.diagonal().mean()),
         "cosine_of_other_prompts": float(similar.mean()),

@@ -38,20 +38,20 @@ class Schedule:
 
 
 def fit(model: nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> nn.Module:
-    """Minimises `loss` and leaves the exponential moving average of the weights in `model`.
+    """Minimises `loss` and leaves the exponential moving average of the trained weights in `model`.
 
     Continues from `folder/state.safetensors` where there is one. Every step draws from a generator
     seeded by (seed, step), so an interrupted run ends with the weights of an uninterrupted one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        trained(model).values(),
         lr=schedule.rate,
         betas=(0.9, 0.99),
         weight_decay=schedule.weight_decay,
         fused=True,
     )
-    average = {name: value.detach().clone() for name, value in model.named_parameters()}
+    average = {name: value.detach().clone() for name, value in trained(model).items()}
     first = _load(folder / "state.safetensors", model, optimizer, average)
     log = _Log(folder / "log.txt", first)
     for step in range(first, schedule.steps):
@@ -61,6 +61,11 @@ def fit(model: nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> nn.Mo
             _save(folder / "state.safetensors", model, optimizer, average, step + 1)
     model.load_state_dict(average, strict=False)
     return model
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _update(
@@ -80,7 +85,7 @@ def _update(
 @torch.no_grad()
 def _blend(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """average ← decay·average + (1 − decay)·weights."""
-    weights = dict(model.named_parameters())
+    weights = trained(model)
     torch._foreach_lerp_(list(average.values()), [weights[name].detach() for name in average], 1 - decay)
 
 
@@ -90,7 +95,7 @@ def _save(
     """Writes weights, average, moments and the step count, then renames over the last checkpoint."""
     state = {f"average/{name}": value for name, value in average.items()}
     state |= {f"buffer/{name}": value for name, value in model.named_buffers()}
-    for name, value in model.named_parameters():
+    for name, value in trained(model).items():
         moments = optimizer.state[value]
         state |= {
             f"weights/{name}": value.detach(),
@@ -106,7 +111,7 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averag
     if not path.exists():
         return 0
     state = load_file(path)
-    for name, value in model.named_parameters():
+    for name, value in trained(model).items():
         value.data.copy_(state[f"weights/{name}"])
         average[name].copy_(state[f"average/{name}"])
         optimizer.state[value] = {
