@@ -34,8 +34,10 @@ class DTS(Search):
     "search" chooses the best value + c_uct sqrt(log visits / child's visits).
     lam: nats per unit of reward, see FK; infinity takes the largest value for a node's.
     c_uct: in units of the reward, about its standard deviation among samples of one prompt.
-    branches: where the tree branches below the initial noise, in shares of the run's steps.
+    branches: where the tree branches below the initial noise, in shares of the run's steps. What the
+    noise leaves open is decided early in most models: later branches are cheap, and differ little.
     branching, growth: a node that n rollouts went through has up to branching * n ** growth children.
+    The published 2 and 0.8 are for thousands of rollouts, and are best-of-n in the first 32.
     parallel: rollouts of each prompt that are computed at once, each without knowing the others' rewards.
     """
 
@@ -43,8 +45,8 @@ class DTS(Search):
     mode: Literal["sample", "search"] = "search"
     lam: NotNegative = 10.0
     c_uct: NotNegative = 0.1
-    branches: tuple[Decay, ...] = (0.0, 0.2, 0.4, 0.6, 0.8)
-    branching: Above0 = 2.0
+    branches: tuple[Decay, ...] = (0.2, 0.4, 0.6)
+    branching: Above0 = 1.0
     growth: Share = 0.8
     parallel: Positive = 1
 
@@ -107,7 +109,10 @@ class DTS(Search):
         if task.best.paths[p]:
             return
         for leaf, scores, cost in zip(tree.leaves, tree.scores, tree.costs, strict=True):
-            task.best.offer(p, tree.latents_of(leaf), tree.noise_of(leaf), scores, cost)
+            latents, noise = (
+                part.to(task.policy.device) for part in (tree.latents_of(leaf), tree.noise_of(leaf))
+            )
+            task.best.offer(p, latents, noise, scores, cost)
             task.ledger.restore(p, cost)
             tree.backup(leaf, self.lam)
 

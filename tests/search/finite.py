@@ -36,7 +36,7 @@ class Says:
 
 
 class FinitePolicy:
-    latent_shape = (1,)
+    latent_shape, device = (1,), torch.device("cpu")
 
     def __init__(self, means: tuple[tuple[float, float], ...] = MEANS) -> None:
         self.means = torch.tensor(means)

@@ -20,7 +20,7 @@ SPREAD = 0.2
 class MixturePolicy:
     """The mean of the clean sample given a noisy one, in closed form."""
 
-    latent_shape = (2,)
+    latent_shape, device = (2,), torch.device("cpu")
 
     def __init__(self, steps: int) -> None:
         self.grid = vp(steps, "sample")
