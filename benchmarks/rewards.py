@@ -1,9 +1,12 @@
 """What the rewards cost, and what caching, sharing and batching save. Real sizes, random weights.
 
-    python benchmarks/rewards.py saved [--pairs 7] [--pictures 4]   # three ratios; about 5 minutes on two cores
-    python benchmarks/rewards.py cost [NAME ...]                    # seconds and MB of a picture, as a table
+    python benchmarks/rewards.py texts             # prompts that were seen before, against new ones
+    python benchmarks/rewards.py shared            # several rewards over one CLIP tower, against one of them
+    python benchmarks/rewards.py batched [NAME]    # a batch against picture by picture, as the official code does it
+    python benchmarks/rewards.py cost [NAME ...]   # seconds and MB of a picture, as a table
 
-`saved --official PYTHON` also times the hpsv2 package's own scoring; PYTHON is that of an environment which
+Times are seconds of a processor core, on one thread, so that they hold on a machine that has other work, too.
+`batched hpsv2 --official PYTHON` also asks the hpsv2 package itself; PYTHON is that of an environment which
 holds it (tests/golden/make_hpsv2.py says how to make one).
 """
 
@@ -23,8 +26,9 @@ import torch
 import untrained
 
 from diffalign import registry
-from diffalign.cost import cost
+from diffalign.cost import BATCH, cost
 from diffalign.measure import measure
+from diffalign.subject import Subject
 from diffalign_rewards import _open_clip
 
 PROMPTS = ["a photo of a red apple", "two cats, 3d", "a sign in a busy street at night", "an old ship at sea"]
@@ -40,9 +44,10 @@ WITHOUT_WEIGHTS = {
 
 OFFICIAL = """
 import sys, time
+import torch; torch.set_num_threads(1)
 from functools import partial
 from unittest.mock import patch
-import numpy as np, torch
+import numpy as np
 from PIL import Image
 from hpsv2 import img_score
 create = img_score.create_model_and_transforms
@@ -53,9 +58,9 @@ count, pairs = int(sys.argv[1]), int(sys.argv[2])
 draw = lambda k: Image.fromarray(np.random.RandomState(k).randint(0, 256, (256, 256, 3), np.uint8))
 pictures = [draw(k) for k in range(count + 1)]
 def seconds(some):
-    start = time.perf_counter()
+    start = time.process_time()
     img_score.score(some, "a photo of a red apple", cp="none")
-    return time.perf_counter() - start
+    return time.process_time() - start
 seconds(pictures[:1])
 print(*((seconds(pictures) - seconds(pictures[:1])) / count for _ in range(pairs)))
 """
@@ -68,10 +73,10 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """Core seconds of one call."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def compare(name: str, one: Callable[[], object], other: Callable[[], object], pairs: int) -> None:
@@ -93,7 +98,7 @@ def quartiles(values: list[float]) -> tuple[float, ...]:
     return tuple(torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist())
 
 
-def cached_texts(args: argparse.Namespace) -> None:
+def texts(args: argparse.Namespace) -> None:
     """A second batch with the same prompts, over the picture tower alone."""
     with untrained.folder() as path:
         reward = untrained.make("clip", path)
@@ -116,7 +121,7 @@ def cached_texts(args: argparse.Namespace) -> None:
     )
 
 
-def shared_tower(args: argparse.Namespace) -> None:
+def shared(args: argparse.Namespace) -> None:
     """Three rewards over one checkpoint, over one of them."""
     with untrained.folder() as path:
         clip, logit = (untrained.make("clip", path, score=score) for score in ("cosine", "logit"))
@@ -140,7 +145,15 @@ def shared_tower(args: argparse.Namespace) -> None:
     )
 
 
-def batched(name: str, args: argparse.Namespace) -> None:
+def batched(args: argparse.Namespace) -> None:
+    """Each reward's time picture by picture over its time for the batch."""
+    for name in args.names or ["hpsv2", "imagereward"]:
+        one_by_one_or_at_once(name, args)
+        _open_clip.from_file.cache_clear()  # one network at a time is in memory
+        gc.collect()
+
+
+def one_by_one_or_at_once(name: str, args: argparse.Namespace) -> None:
     """A batch at once, over pictures one by one, each with its prompt read anew, as the official packages do it."""
     with untrained.folder() as path:
         reward = untrained.make(name, path)
@@ -178,17 +191,9 @@ def official(at_once: Callable[[], None], args: argparse.Namespace) -> None:
     print(f"hpsv2, the official package / at once: {theirs[1] / ours[1]:.3f} ({theirs[1]:.2f} s a picture)")
 
 
-def saved(args: argparse.Namespace) -> None:
-    """All ratios; one network at a time is in memory."""
-    for part in (cached_texts, shared_tower, partial(batched, "hpsv2"), partial(batched, "imagereward")):
-        part(args)
-        _open_clip.from_file.cache_clear()
-        gc.collect()
-
-
 def table(args: argparse.Namespace) -> None:
     """A line for each reward; each is measured in a process of its own."""
-    print("| reward | s a picture | MB a picture |\n|---|---|---|")
+    print("| reward | core s | MB |\n|---|---|---|")
     for name in args.names or [*untrained.LEARNED, *WITHOUT_WEIGHTS]:
         with multiprocessing.get_context("spawn").Pool(1) as process:
             took, mb = process.apply(one_cost, (name,))
@@ -196,26 +201,34 @@ def table(args: argparse.Namespace) -> None:
 
 
 def one_cost(name: str) -> tuple[float, float]:
-    """Seconds and MB as `diffalign reward check` measures them."""
+    """Core seconds and MB of a picture, asked as `diffalign reward check` asks."""
+    torch.set_num_threads(1)
     if name in WITHOUT_WEIGHTS:
-        return cost(registry.reward(name, **WITHOUT_WEIGHTS[name]))
-    with untrained.folder() as path:
-        return cost(untrained.make(name, path))
+        reward = registry.reward(name, **WITHOUT_WEIGHTS[name])
+    else:
+        with untrained.folder() as path:
+            reward = untrained.make(name, path)
+    _, mb = cost(reward)
+    subject = Subject.of(reward)
+    images = subject.pictures(BATCH, 256, 256)
+    with torch.no_grad():
+        return seconds(lambda: subject.ask(images)) / BATCH, mb
 
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["saved", "cost"])
-    parser.add_argument("names", nargs="*", choices=[[], *untrained.LEARNED, *WITHOUT_WEIGHTS])
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("what", choices=["texts", "shared", "batched", "cost"])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=2)
     parser.add_argument("--official", metavar="PYTHON")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
     )
-    {"saved": saved, "cost": table}[args.what](args)
+    {"texts": texts, "shared": shared, "batched": batched, "cost": table}[args.what](args)
 
 
 if __name__ == "__main__":

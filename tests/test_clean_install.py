@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import venv
 from pathlib import Path
 
 import pytest
-from packages import copy_source
+from packages import ROOT, copy_source
 
 TESTS = Path(__file__).parent
 ZOO = {
@@ -27,6 +28,15 @@ def run(*command: object) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_the_documents_list_the_same_rewards():
+    text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    table = text.split("## Which there are\n")[1].split("\n### ")[0]
+    named = [
+        re.findall(r"`([\w.]+)`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")
+    ]
+    assert {name for names in named for name in names} == ZOO
 
 
 @pytest.mark.slow
