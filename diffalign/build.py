@@ -63,7 +63,8 @@ def model(config: ModelConfig, accelerator: Accelerator, lora: LoraSpec | Litera
     negative = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
     return Policy.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype,
-        quantize=config.quantize, steps=config.steps, guidance_scale=config.guidance_scale, call=config.call | negative,
+        quantize=config.quantize, parts=config.parts, steps=config.steps, timesteps=config.timesteps,
+        guidance_scale=config.guidance_scale, call=config.call | negative,
         lora=lora, predict=config.predict, mixed_precision=config.mixed_precision,
         attention=config.attention, compile=config.compile, gradient_checkpointing=config.gradient_checkpointing,
         offload=config.offload, device=accelerator.device,

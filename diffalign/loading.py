@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from diffalign.errors import DiffalignError
@@ -28,8 +29,9 @@ def load_pipeline(
     variant: str | None,
     dtype: str | torch.dtype | None,
     quantize: str | None,
+    parts: Mapping[str, str] | None = None,
 ) -> DiffusionPipeline:
-    """The pipeline of a model; DiffalignError says what is missing."""
+    """The pipeline of a model, with parts of it from elsewhere; DiffalignError says what is missing."""
     source = _source(model)
     if revision and Path(source).is_dir():
         raise DiffalignError(
@@ -45,10 +47,26 @@ def load_pipeline(
         with _quiet():
             if model == "emoji-turbo":
                 return load_turbo(**options)
-            return DiffusionPipeline.from_pretrained(source, **options)
+            own = {name: _part(place, options["dtype"]) for name, place in (parts or {}).items()}
+            return DiffusionPipeline.from_pretrained(source, **options, **own)
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
         hint = _PICKLED.format(model) if "safetensors" in str(problem) else ""
         raise DiffalignError(f"the model {model!r} could not be loaded: {problem}{hint}") from problem
+
+
+def _part(place: str, dtype: torch.dtype) -> nn.Module:
+    """A model from a folder, or from a hub id with the folder inside it: OWNER/NAME/FOLDER."""
+    path = Path(place).expanduser()
+    source, inside = (str(path), "") if path.is_dir() else _inside(place)
+    own: nn.Module = AutoModel.from_pretrained(
+        source, subfolder=inside or None, torch_dtype=dtype, use_safetensors=True
+    )
+    return own
+
+
+def _inside(place: str) -> tuple[str, str]:
+    names = place.split("/")
+    return "/".join(names[:2]), "/".join(names[2:])
 
 
 def own_guidance(model: str) -> float | None:

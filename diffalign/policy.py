@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ MIXED = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Policy:
     """A pipeline's denoiser as a policy over denoising steps; the pipeline itself stays untouched.
 
+    timesteps are those of a model distilled for them alone (diffusion models only; None: as its scheduler sets them);
     `call` are further arguments of the pipeline (height, negative_prompt, image, ...); `lora=None`
     trains all weights beside a frozen copy, `lora=False` nothing. predict="auto" takes the template
     where it is verified at every step, and replays the pipeline's own loop elsewhere.
@@ -48,6 +49,7 @@ class Policy:
         pipeline: DiffusionPipeline,
         *,
         steps: int,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         call: dict[str, Any] | None = None,
         lora: LoraSpec | Literal[False] | None = LoraSpec(),  # noqa: B008 - frozen
@@ -69,7 +71,7 @@ class Policy:
         self._guidance = _guidance_name(pipeline)
         if guidance_scale is not None:
             arguments[self._guidance] = guidance_scale
-        self.shell = Shell(pipeline, arguments, steps)
+        self.shell = Shell(pipeline, arguments, steps, timesteps)
         self.device = torch.device(device) if device is not None else self.shell.device
         self.placement = Placement(self.shell, self.device, dtype_of(dtype), offload)
         set_attention(self.shell.denoisers, attention, self.device)
@@ -94,12 +96,13 @@ class Policy:
         variant: str | None = None,
         dtype: str | torch.dtype | None = None,
         quantize: str | None = None,
+        parts: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> Policy:
         """A policy from a folder, a hub id, or a packaged model ("emoji", "emoji-turbo"); settings as in `Policy`."""
         if settings.get("guidance_scale") is None:
             settings["guidance_scale"] = own_guidance(model)
-        pipeline = load_pipeline(model, revision, variant, dtype, quantize)
+        pipeline = load_pipeline(model, revision, variant, dtype, quantize, parts)
         return cls(pipeline, dtype=None if quantize else dtype, **settings)
 
     # --- what it is ---

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
@@ -45,6 +47,22 @@ def deterministic(scheduler: Any, family: str) -> Any:
     own.alphas_cumprod = scheduler.alphas_cumprod.clone()
     own.final_alpha_cumprod = torch.tensor(1.0) if own.config.set_alpha_to_one else own.alphas_cumprod[0]
     return own
+
+
+def own_timesteps(timesteps: Sequence[int], steps: int, scheduler: Any, family: str) -> Tensor:
+    """The timesteps (N,) of a diffusion model that was distilled for these alone; raises where they cannot be set."""
+    if is_flow(scheduler):
+        raise DiffalignError(
+            f"{family} is a flow model, whose noise levels follow from its scheduler: leave timesteps out."
+        )
+    known = len(scheduler.alphas_cumprod)
+    falling = all(a > b for a, b in zip([known, *timesteps], [*timesteps, -1], strict=True))
+    if len(timesteps) != steps or not falling:
+        raise DiffalignError(
+            f"timesteps {list(timesteps)} must be {steps} (steps) numbers from {known - 1} down to 0, each below the "
+            "one before."
+        )
+    return torch.tensor(list(timesteps))
 
 
 def grid_of(scheduler: Any, family: str) -> Grid:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffalign import registry
-from diffalign.bounds import NotNegative, Positive, Seed
+from diffalign.bounds import Count, NotNegative, Positive, Seed
 from diffalign.compose import Normalize
 from diffalign.configfile import Origins, Raw, explain
 from diffalign.named import Named, Strict, fits, trained_reward
@@ -25,10 +25,12 @@ class ModelConfig(Strict):
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     quantize: str | None = None
+    parts: dict[str, str] = Field(default_factory=dict)
     call: dict[str, Any] = Field(default_factory=dict)
     negative_prompt: str | None = None
     guidance_scale: NotNegative | None = None
     steps: Positive
+    timesteps: list[Count] | None = None
     rule: Named | None = None
     predict: Literal["auto", "replay", "template"] = "auto"
     attention: str = "auto"

@@ -20,12 +20,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from diffalign.errors import DiffalignError, unknown
-from diffalign.schedulers import deterministic
+from diffalign.schedulers import deterministic, own_timesteps
 
 OURS = {
     "num_inference_steps": "steps", "eta": "rule", "prompt": "prompts", "generator": "seed",
     "num_images_per_prompt": "images_per_prompt", "num_videos_per_prompt": "images_per_prompt",
-    **dict.fromkeys(("batch_size", "output_type", "return_dict", "timesteps", "sigmas", "latents", "callback",
+    "timesteps": "timesteps",
+    **dict.fromkeys(("batch_size", "output_type", "return_dict", "sigmas", "latents", "callback",
                      "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs")),
 }  # fmt: skip
 """Arguments that the loop owns, or that would have no effect in it -> the key of a config to use instead."""
@@ -39,7 +40,7 @@ class Stop(BaseException):
 
 
 class StepResult(tuple[Any, ...]):
-    """What `scheduler.step` returns, as a tuple and by name."""
+    """What `scheduler.step` returns, as a tuple and by name; some take the clean sample, second, in a one-step run."""
 
     @property
     def prev_sample(self) -> Any:
@@ -65,7 +66,13 @@ class Watch:
 class Shell:
     """The pipeline's own code around seams that a `Watch` fills, one call at a time."""
 
-    def __init__(self, pipeline: DiffusionPipeline, call: dict[str, Any], steps: int) -> None:
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        call: dict[str, Any],
+        steps: int,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
         self.pipeline_class = type(pipeline)
         self.family = self.pipeline_class.__name__
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
@@ -73,7 +80,11 @@ class Shell:
         self.pipe = _private(pipeline)
         self.denoisers = {name: self.pipe.__dict__[name] for name in _denoisers(pipeline)}
         self.watch: Watch | None = None
-        self.scheduler = self._watched_scheduler(deterministic(pipeline.scheduler, self.family))
+        scheduler = deterministic(pipeline.scheduler, self.family)
+        self.timesteps = (
+            None if timesteps is None else own_timesteps(timesteps, steps, scheduler, self.family)
+        )
+        self.scheduler = self._watched_scheduler(scheduler)
         self.pipe.__dict__["scheduler"] = self.scheduler
         for name, module in self.denoisers.items():
             self.pipe.__dict__[name] = _proxy(module, functools.partial(self._denoise, name))
@@ -175,6 +186,8 @@ class Shell:
         @functools.wraps(base.set_timesteps)
         def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
             base.set_timesteps(self, *args, **kwargs)
+            if shell.timesteps is not None:
+                self.timesteps = shell.timesteps.to(self.timesteps)
             self.all_timesteps, self.all_sigmas = self.timesteps, getattr(self, "sigmas", None)
             keep = shell.watch.keep if shell.watch else None
             if keep is not None:
@@ -188,7 +201,8 @@ class Shell:
             given = names.bind(self, *args, **kwargs).arguments
             if self is not shell.scheduler:
                 raise DiffalignError(_COPIED.format(shell.family))
-            return StepResult((shell.watch.step(given["model_output"], given["timestep"], given["sample"]),))
+            following = shell.watch.step(given["model_output"], given["timestep"], given["sample"])
+            return StepResult((following, following))
 
         scheduler.__class__ = type(base.__name__, (base,), {"set_timesteps": set_timesteps, "step": step})
         return scheduler

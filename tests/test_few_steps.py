@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, PixArtAlphaPipeline
 
 from diffalign.errors import DiffalignError
 from diffalign.policy import Policy
+from diffalign.schedulers import own_timesteps
+from diffalign.steps import Consistency
+from diffalign.walk import walk
 
 from .families import FAMILIES, TRAPS, Family
 from .families.compare import LORA, deviation, encode, error
@@ -53,3 +57,39 @@ def test_one_step_refuses_any_other_timestep(name: str) -> None:
         time = ours.grid.timesteps[[0, 0]].double() - torch.tensor([0, off])
         with pytest.raises(DiffalignError, match="not all on the grid"):
             ours.predict(ours.noise([5, 6]), time, cond)
+
+
+@torch.no_grad()
+def test_own_timestep_of_a_model_distilled_for_it_is_the_pipelines_own() -> None:
+    """PixArt's DMD model is called at timestep 400 with pure noise, and its pipeline ends at the clean sample."""
+    family = FAMILIES["PixArtSigma"]
+    call = {**family.call_unguided, "use_resolution_binning": False}
+    pipe = PixArtAlphaPipeline(**family.make().components)
+    ours = Policy(pipe, steps=1, timesteps=[400], call=call, lora=False)
+    start, cond = ours.noise([1, 2]), ours.encode(family.prompts[:2])
+    (taken,) = walk(ours, Consistency(), start, cond, [0, 0])
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    given = {
+        **call,
+        "prompt": family.prompts[:2],
+        "timesteps": [400],
+        "num_inference_steps": 1,
+        "latents": start,
+    }
+    theirs = pipe(**given, output_type="pt", return_dict=False)[0]
+    assert ours.grid.timesteps.tolist() == [400]
+    assert error(ours.decode(taken.next), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "steps"), [([400, 400], 2), ([400], 2), ([1000], 1), ([-1], 1), ([1, 2], 2)]
+)
+def test_timesteps_that_are_no_grid_are_refused(timesteps: list[int], steps: int) -> None:
+    with pytest.raises(DiffalignError, match="from 999 down to 0"):
+        own_timesteps(timesteps, steps, DDPMScheduler(), "a pipeline")
+
+
+def test_own_timesteps_of_a_flow_are_refused() -> None:
+    with pytest.raises(DiffalignError, match=r"flow model.*leave timesteps out"):
+        Policy(FAMILIES["Flux"].make(), steps=1, timesteps=[400], lora=False)

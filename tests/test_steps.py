@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
-from diffalign.steps import DDIM, ODE, FlowSDE, Gaussian
+from diffalign.steps import DDIM, ODE, Consistency, FlowSDE, Gaussian
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
@@ -50,6 +50,21 @@ def test_ode_is_ddim_zero_and_euler():
         torch.testing.assert_close(
             ODE()(output, x, grid, torch.full((2,), k)).mean, theirs, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_consistency_is_the_lcm_scheduler(steps):
+    scheduler = LCMScheduler(**BETAS, original_inference_steps=50)
+    scheduler.set_timesteps(steps)
+    grid = Grid.vp(
+        scheduler.timesteps, scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod), "epsilon"
+    )
+    x, output = torch.randn(2, 2, 4, 8, 8)
+    for k, t in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(k)).prev_sample
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
+        ours = Consistency()(output, x, grid, torch.full((2,), k)).sample(noise)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("noise_level", [0.3, 0.7])
