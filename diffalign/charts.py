@@ -119,7 +119,7 @@ def _middles(rows: Sequence[Row], start: str, end: str) -> list[str]:
 def draw(chart: Chart, rows: Sequence[Row]) -> str:
     """One chart as an SVG element without fixed size."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffalign", "font.size": 9}):
-        figure = Figure(figsize=(4.8, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.5 + 0.09 * len(chart.lines)), layout="constrained")
         axes = figure.add_subplot()
         if chart.zero:
             axes.axhline(0, color=INK, linewidth=0.8, alpha=0.35)
@@ -154,9 +154,11 @@ def _plain(axes: Any, curves: int, over: str) -> None:
     axes.tick_params(colors=INK, length=0)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel(over, color=INK)
     if curves > 1:
-        axes.legend(frameon=False, labelcolor=INK, loc="best", ncols=-(-curves // 6))
+        columns = 2 if curves <= 8 else 4
+        axes.figure.legend(frameon=False, labelcolor=INK, loc="outside lower center", ncols=columns)
 
 
 def _themed(svg: str, label: str) -> str:

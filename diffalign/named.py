@@ -50,8 +50,18 @@ def convert(maker: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, An
 
     A list becomes a tuple, a text a path, an int a float; raises pydantic's ValidationError.
     """
-    found = schema(maker).model_validate_json(json.dumps(given, default=str))
+    found = _read(schema(maker), given)
     return {name: getattr(found, name) for name in found.model_fields_set}
+
+
+def filled(maker: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the defaults of what was not given."""
+    found = _read(schema(maker), given)
+    return {name: getattr(found, name) for name in type(found).model_fields}
+
+
+def _read(maker: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
+    return maker.model_validate_json(json.dumps(given, default=str))
 
 
 def fits(value: Named, find: Find) -> Named:
@@ -82,7 +92,7 @@ def problems(name: str, given: Mapping[str, Any], find: Find, label: str = "") -
 def misfits(maker: type[BaseModel], given: Mapping[str, Any], label: str = "") -> list[Problem]:
     """What is wrong with the arguments of something that is known."""
     try:
-        maker.model_validate_json(json.dumps(given, default=str))
+        _read(maker, given)
     except ValueError as error:
         return Rejected.of(error, maker, label).problems
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def size(path: Path) -> tuple[int, ...]:
     if path.suffix.lower() in VIDEOS:
         film = read(path)
         return (len(film), *film.shape[-2:])
-    with _opened(path) as picture:
+    with _opened(path) as picture, _readable(path):
         frames = int(getattr(picture, "n_frames", 1))
         width, height = ImageOps.exif_transpose(picture).size if frames == 1 else picture.size
     return (height, width) if frames == 1 else (frames, height, width)
@@ -45,16 +46,21 @@ def size(path: Path) -> tuple[int, ...]:
 
 def read(path: Path) -> Tensor:
     """A picture (3, H, W), or a video (F, 3, H, W), float32 in [0, 1], on white where it is transparent."""
-    try:
+    with _readable(path):
         if path.suffix.lower() in VIDEOS:
             return torch.stack([pil_to_tensor(frame) for frame in _film(path)]) / 255
         with _opened(path) as picture:
-            frames: list[Tensor] = [
-                pil_to_tensor(_upright(frame)) for frame in ImageSequence.Iterator(picture)
-            ]
+            frames = [pil_to_tensor(_upright(frame)) for frame in ImageSequence.Iterator(picture)]
+    return (frames[0] if len(frames) == 1 else torch.stack(frames)) / 255
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A file that turns out to be damaged is an error in words."""
+    try:
+        yield
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DiffalignError(f"{path} cannot be read: {error}") from error
-    return (frames[0] if len(frames) == 1 else torch.stack(frames)) / 255
 
 
 def _opened(path: Path) -> Image.Image:

@@ -103,9 +103,10 @@ def _change(what: str, gain: float | None, interval: tuple[float, float] | None)
 def _diversity(base: float | None, trained: float | None) -> Iterator[Finding]:
     if base and trained is not None:
         change = trained / base - 1
-        word = "fell" if change < 0 else "rose"
+        percent = round(100 * change)
+        word = f"{'fell' if percent < 0 else 'rose'} by {abs(percent)} %" if percent else "did not change"
         tone = "bad" if change < -DIVERSITY_LOSS else "flat"
-        yield Finding(tone, f"The diversity of the pictures {word} by {100 * abs(change):.0f} %.")
+        yield Finding(tone, f"The diversity of the pictures {word}.")
 
 
 def _pairs(folder: RunFolder) -> Iterator[Pair]:

@@ -11,7 +11,7 @@ from diffalign import registry
 from diffalign.compose import problems as composition_problems
 from diffalign.configfile import Rejected
 from diffalign.errors import DiffalignError
-from diffalign.named import Find, Named, Problem, misfits, problems, schema
+from diffalign.named import Find, Named, Problem, filled, misfits, problems, schema
 
 NOT_IN_A_CONFIG = frozenset({"url", "check", "token"})
 """What a server's address is not followed by; a token in a config would be copied into every run's folder."""
@@ -80,7 +80,7 @@ def _identity(spec: RewardSpec) -> str:
     """What a reward computes: its name and all its arguments, defaults included."""
     arguments = spec.arguments
     if not spec.elsewhere:
-        arguments = schema(registry.reward_maker(spec.name)).model_validate(arguments).model_dump()
+        arguments = filled(registry.reward_maker(spec.name), arguments)
     return repr((spec.name, spec.url, sorted(arguments.items())))
 
 

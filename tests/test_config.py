@@ -9,6 +9,7 @@ import pytest
 
 from diffalign import config
 from diffalign.errors import DiffalignError
+from diffalign.named import make
 from diffalign.registry import configs, reward_maker, search_configs
 
 GOOD = """\
@@ -187,17 +188,17 @@ def odd(images, prompts, thing: Something = None, rate: float = 1.0): ...
 def test_arguments_come_in_the_annotated_types(write, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     own = f"{tmp_path / 'own.py'}"
-    given = f"reward={{mine: {{name: '{own}:Blurred', size: [3, 4], where: masks, rate: 2}}}}"
-    spec = config.load(write(GOOD), [given]).reward["mine"]
-    assert config.make(spec, reward_maker).given == ((3, 4), Path("masks"), 2.0)
-    assert "reward.mine.size" in problems(write(GOOD), given.replace("[3, 4]", "[3, x]"))
-    assert "reward.mine.rate" in problems(write(GOOD), given.replace("rate: 2", "rate: '2'"))
+    given = f"rewards={{mine: {{name: '{own}:Blurred', size: [3, 4], where: masks, rate: 2}}}}"
+    spec = config.load(write(GOOD), [given]).rewards["mine"]
+    assert make(spec, reward_maker).given == ((3, 4), Path("masks"), 2.0)
+    assert "rewards.mine.size" in problems(write(GOOD), given.replace("[3, 4]", "[3, x]"))
+    assert "rewards.mine.rate" in problems(write(GOOD), given.replace("rate: 2", "rate: '2'"))
 
 
 def test_annotations_for_type_checkers_are_no_obstacle(write, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    loaded = config.load(write(GOOD), [f"reward={{mine: {{name: '{tmp_path / 'own.py'}:odd', thing: 3}}}}"])
-    assert loaded.reward["mine"].arguments == {"thing": 3}
+    loaded = config.load(write(GOOD), [f"rewards={{mine: {{name: '{tmp_path / 'own.py'}:odd', thing: 3}}}}"])
+    assert loaded.rewards["mine"].arguments == {"thing": 3}
 
 
 def test_batch_arithmetic_counts_processes(write, monkeypatch):
@@ -375,7 +376,7 @@ def test_the_example_of_the_documentation_is_valid(write):
     assert constraint.combine.arguments == {"constraints": ["style >= 0.25"]}
 
 
-OWN = """
+LIFTING = """
 from __future__ import annotations
 from diffalign.reward import Reward
 
@@ -397,7 +398,7 @@ class Rank:
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(LIFTING)
     monkeypatch.chdir(tmp_path)
     return "own.py"
 

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from diffalign import launch, report
-from diffalign.evaluate import stills
+from diffalign.evaluate import middle
 from diffalign.runfolder import RunFolder
 
 from .families.base import PROMPTS
@@ -63,8 +63,8 @@ def test_a_report_shows_clips_that_move(tmp_path):
 
 def test_the_still_of_a_video_is_its_middle_frame():
     video = torch.rand(2, 5, 3, 4, 4)
-    assert torch.equal(stills(video), video[:, 2])
-    assert stills(video[:, 0]).shape == (2, 3, 4, 4)
+    assert torch.equal(middle(video), video[:, 2])
+    assert middle(video[:, 0]).shape == (2, 3, 4, 4)
 
 
 def test_a_video_model_learns_from_its_frames_and_its_motion(tmp_path, one_thread):

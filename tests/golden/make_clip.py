@@ -25,6 +25,7 @@ def checkpoint(gain: float, **shape: int) -> dict:
     torch.manual_seed(0)
     model, ids = clip.model.CLIP(**SHAPE | shape), clip.tokenize(store.PROMPTS, truncate=True)
     model.logit_scale.data.fill_(4.625)  # exp is about 100, as in the published models
+    store.vary(model, store.OPENAI)
     return store.coarsen(model.state_dict(), {"token_embedding.weight": ids.unique().tolist()}, gain)
 
 

@@ -39,6 +39,7 @@ def main() -> None:
     factory._MODEL_CONFIGS["ViT-H-14"] = CONFIG
     initialise()
     used = {"token_embedding.weight": tokenize(store.PROMPTS).unique().tolist()}
+    store.vary(img_score.model_dict["model"], store.OPENAI)
     weights = store.coarsen(img_score.model_dict["model"].state_dict(), used, 2)
     pictures, aliased = store.awkward(), partial(functional.resize, antialias=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,8 @@ TEXT = {
     "pad_token_id": 0, "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
     "initializer_range": 0.02, "add_cross_attention": True, "model_type": "bert",
 }  # fmt: skip
+FAINT = {"blip.visual_encoder.patch_embed": 32, "blip.visual_encoder.pos_embed": 32}
+"""What the first norm of the picture tower sees."""
 
 
 def main(vocabulary: str) -> None:
@@ -70,11 +72,7 @@ def coarse(model: torch.nn.Module) -> tuple[list[int], dict]:
     for layer in model.mlp.layers.children():
         if isinstance(layer, torch.nn.Linear):
             layer.reset_parameters()
-    for name, value in model.named_parameters():
-        if value.ndim == 1:  # else all norms were alike, and all biases zero
-            value.data += 0.1 * torch.randn_like(value)
-        if name.startswith(("blip.visual_encoder.patch_embed", "blip.visual_encoder.pos_embed")):
-            value.data /= 32  # so that the norm's epsilon matters
+    store.vary(model, FAINT)
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
     return used, store.coarsen(state, {"blip.text_encoder.embeddings.word_embeddings.weight": used}, 3)
 

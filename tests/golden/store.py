@@ -52,6 +52,24 @@ def _picture(random: np.random.RandomState, width: int, height: int) -> Image.Im
     return Image.fromarray(pixels)
 
 
+OPENAI = {
+    "visual.conv1": 32, "visual.class_embedding": 16, "visual.positional_embedding": 16,
+    "token_embedding": 4, "positional_embedding": 4,
+}  # fmt: skip
+"""What the first norm of each tower sees, in OpenAI's names, and how much smaller `vary` makes it."""
+
+
+def vary(model: torch.nn.Module, faint: dict[str, int]) -> None:
+    """Make every weight tell: fresh norms are all ones and biases all zero, so that mixing them up changes nothing.
+
+    Parameters whose names begin as `faint` says are divided, so that the epsilon of the norm behind them counts.
+    """
+    for name, value in model.named_parameters():
+        if value.ndim == 1:
+            value.data += 0.1 * torch.randn_like(value)
+        value.data /= next((by for start, by in faint.items() if name.startswith(start)), 1)
+
+
 def coarsen(
     state: dict[str, torch.Tensor], used: dict[str, list[int]], gain: float
 ) -> dict[str, torch.Tensor]:

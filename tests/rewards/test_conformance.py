@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from diffalign import named, registry
+from diffalign.arguments import parameters
 from diffalign.conformance import conform
 from diffalign.errors import DiffalignError
 
@@ -67,7 +68,7 @@ def test_it_is_constructed_in_this_one_environment_or_says_which_weights_to_fetc
     name, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    asked = registry.parameters(registry.reward_maker(name))
+    asked = parameters(registry.reward_maker(name))
     known = {"encoder": "emoji_clip", "reward": "emoji_clip", "reference": "emoji", "references": "emoji"}
     given = {key: known[key] for key, parameter in asked.items() if parameter.default is parameter.empty}
     assert named.problems(name, given, registry.reward_maker) == []

@@ -20,9 +20,3 @@ def test_noise_is_larger_than_one_colour_and_the_signs_are_opposite():
     size = jpeg_incompressibility(images, ["", ""])
     assert size[0] > 2 * size[1]
     torch.testing.assert_close(jpeg_compressibility(images, ["", ""]), -size)
-
-
-def test_a_video_scores_the_mean_of_its_frames():
-    frames = torch.rand(2, 3, 3, 16, 16)
-    each = jpeg_incompressibility(frames.flatten(0, 1), [""] * 6).reshape(2, 3)
-    torch.testing.assert_close(jpeg_incompressibility(frames, ["", ""]), each.mean(1))
