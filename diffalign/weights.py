@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from diffalign.adapters import POLICY, Adapters, LoraSpec
 from diffalign.errors import DiffalignError
 
-PEFT_FILE, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+PEFT_FILE, PEFT_CONFIG, PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 LORA_A = "lora_A"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -56,26 +57,30 @@ def load(adapters: Adapters, folder: Path) -> None:
 
 
 def lora_of(folder: Path) -> LoraSpec:
-    """The rank, alpha and layers of the LoRA in a folder, as its file tells."""
+    """The rank, alpha and layers of the LoRA in a folder, as its files tell."""
     path = _lora_file(folder)
     with safe_open(path, framework="pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
         told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    ranks = {shape[0] for key, shape in shapes.items() if key.endswith(f"{LORA_A}.weight")}
+    if (own := folder / PEFT_CONFIG).is_file():
+        told |= json.loads(own.read_text(encoding="utf-8"))
+    factors = {key.split(f".{LORA_A}.")[0]: shape for key, shape in shapes.items() if f".{LORA_A}." in key}
+    ranks = {shape[0] for shape in factors.values()}
     if len(ranks) != 1:
         raise DiffalignError(
             f"{path} holds no LoRA of one rank, but of the ranks {sorted(ranks)}; give one that diffalign, diffusers "
             "or peft saved for a single denoiser."
         )
-    layers = [key.split(f".{LORA_A}.")[0] for key in shapes if f".{LORA_A}." in key]
-    names = [
-        layer.removeprefix("unet.").removeprefix("transformer.").removeprefix(PEFT_PREFIX) for layer in layers
-    ]
+    layers = [re.sub(rf"^(unet|transformer)\.|^{re.escape(PEFT_PREFIX)}", "", layer) for layer in factors]
     alphas = [value for key, value in told.items() if key.endswith("lora_alpha")]
-    return LoraSpec(ranks.pop(), alphas[0] if alphas else None, names)
+    return LoraSpec(ranks.pop(), alphas[0] if alphas else None, layers)
 
 
 def _modules(adapters: Adapters) -> dict[str, Any]:
+    if adapters.lora is False:
+        raise DiffalignError(
+            "nothing is trained with lora=False, so there are no weights to save or to load."
+        )
     return dict(adapters.full[POLICY] if adapters.full else adapters.base)
 
 
