@@ -69,7 +69,7 @@ def entries(tuned: bool) -> Iterator[Entry]:
     yield Entry(MANY, "best of n", "32", lambda: BestOfN(32))
     yield Entry(MANY, "DTS*", "32", lambda: DTS(rollouts=32, mode="search"))
     yield Entry(MANY, "DTS", "32", lambda: DTS(rollouts=32, mode="sample"))
-    for k in (2, 4, 8, 16, 32):
+    for k in (4, 16):
         yield Entry(MANY, "FK diff", str(k), lambda k=k: FK(particles=k))
         yield Entry(MANY, "FK max", str(k), lambda k=k: FK(particles=k, potential="max"))
     for w in (10.0, 20.0):
