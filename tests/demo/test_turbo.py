@@ -126,7 +126,10 @@ def test_turbo_keeps_its_budget():
     files = list(emoji.TURBO.iterdir())
     assert {file.suffix for file in files} == {".json", ".safetensors"}
     assert sum(file.stat().st_size for file in files) <= 5_000_000
-    assert DDIMScheduler.from_pretrained(emoji.TURBO).config == turbo.scheduler().config
+    shipped, made = (
+        dict(one.config) for one in (DDIMScheduler.from_pretrained(emoji.TURBO), turbo.scheduler())
+    )
+    assert {k: v for k, v in shipped.items() if k[0] != "_"} == {k: v for k, v in made.items() if k[0] != "_"}
 
 
 def test_one_step_is_one_call_of_the_denoiser_without_guidance():
