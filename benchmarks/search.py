@@ -41,6 +41,15 @@ from diffalign.search.zo_rank_sgd import ZORankSGD
 DOCS = Path(__file__).parents[1] / "docs"
 ONE, MANY = "one step", "ten steps"
 BUDGETS = {ONE: [1, 2, 4, 8, 16, 25, 50], MANY: [10, 20, 40, 80, 160, 320]}
+LOOKS: dict[str, Any] = {"lam": 50.0, "start": 0.3, "end": 0.6, "every": 0.1}
+TREE: dict[str, Any] = {
+    "lam": 100.0,
+    "c_uct": 0.04,
+    "branches": (0.2, 0.3, 0.4, 0.5),
+    "branching": 1.0,
+    "growth": 0.5,
+}
+"""For rewards whose standard deviation among pictures of one prompt is about 0.04; ten steps."""
 MARKS = ("<!-- searches -->", "<!-- end of searches -->")
 MARKERS = "osD^vPX*"
 COLORS = ("#222222", "#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#117a65", "#884ea0")
@@ -67,11 +76,11 @@ def entries(tuned: bool) -> Iterator[Entry]:
     yield Entry(ONE, "ReNO", "50", lambda: ReNO(50))
     yield Entry(ONE, "ranking (ZO)", "7", lambda: ZORankSGD(rounds=4, queries=7, top=3))
     yield Entry(MANY, "best of n", "32", lambda: BestOfN(32))
-    yield Entry(MANY, "DTS*", "32", lambda: DTS(rollouts=32, mode="search"))
-    yield Entry(MANY, "DTS", "32", lambda: DTS(rollouts=32, mode="sample"))
+    yield Entry(MANY, "DTS*", "32", lambda: DTS(rollouts=32, mode="search", **TREE))
+    yield Entry(MANY, "DTS", "32", lambda: DTS(rollouts=32, mode="sample", **TREE))
     for k in (4, 16):
-        yield Entry(MANY, "FK diff", str(k), lambda k=k: FK(particles=k))
-        yield Entry(MANY, "FK max", str(k), lambda k=k: FK(particles=k, potential="max"))
+        yield Entry(MANY, "FK diff", str(k), lambda k=k: FK(particles=k, **LOOKS))
+        yield Entry(MANY, "FK max", str(k), lambda k=k: FK(particles=k, potential="max", **LOOKS))
     for w in (10.0, 20.0):
         guide = reward("emoji_noisy_clip", score="style")
         yield Entry(MANY, f"NRG w={w:g}", "16", lambda w=w, guide=guide: NRG(guide, w, method=BestOfN(16)))
