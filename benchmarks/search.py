@@ -74,6 +74,7 @@ def entries(tuned: bool) -> Iterator[Entry]:
     """Every search of the benchmark; best-of-N first, whose first samples are everybody's reference."""
     yield Entry(ONE, "best of n", "50", lambda: BestOfN(50))
     yield Entry(ONE, "ReNO", "50", lambda: ReNO(50))
+    yield Entry(ONE, "ReNO lr=1", "50", lambda: ReNO(50, lr=1.0))
     yield Entry(ONE, "ranking (ZO)", "7", lambda: ZORankSGD(rounds=4, queries=7, top=3))
     yield Entry(MANY, "best of n", "32", lambda: BestOfN(32))
     yield Entry(MANY, "DTS*", "32", lambda: DTS(rollouts=32, mode="search", **TREE))
