@@ -36,7 +36,8 @@ class DTS(Search):
     c_uct: in units of the reward, about its standard deviation among samples of one prompt.
     branches: where the tree branches below the initial noise, in shares of the run's steps. What the
     noise leaves open is decided early in most models: later branches are cheap, and differ little.
-    branching, growth: a node that n rollouts went through has up to branching * n ** growth children.
+    branching, growth: a node that n rollouts went through has up to branching * n ** growth children; published is
+    branching 2, which samples better from large trees and searches worse with small ones.
     The published 2 and 0.8 are for thousands of rollouts, and are best-of-n in the first 32.
     parallel: rollouts of each prompt that are computed at once, each without knowing the others' rewards.
     """
