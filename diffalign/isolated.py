@@ -15,6 +15,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class Process:
     def stop(self) -> None:
         """End it, by force if need be, and remove its folder."""
         assert self.popen.stdin is not None
-        self.popen.stdin.close()  # which it takes for our end
+        with suppress(BrokenPipeError):  # it has ended before it read everything
+            self.popen.stdin.close()  # which it takes for our end
         try:
             self.popen.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -148,6 +148,14 @@ def test_a_package_that_is_missing_there_is_named(tmp_path):
         isolated.start(str(tmp_path / "bin" / "python"), "jpeg_compressibility", {})
 
 
+def test_a_process_that_ended_before_it_was_told_what_to_do_can_be_stopped(tmp_path):
+    popen = subprocess.Popen(["/bin/false"], stdin=subprocess.PIPE)
+    popen.wait()
+    isolated._tell(popen, {"name": "jpeg_compressibility"})
+    isolated.Process("python", popen, tmp_path / "folder").stop()
+    assert popen.stdin.closed
+
+
 def test_what_is_no_interpreter_is_said():
     with pytest.raises(DiffalignError, match="/path/to/venv/bin/python"):
         isolated.start("/no/such/python", "jpeg_compressibility", {})
