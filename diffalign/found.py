@@ -62,14 +62,13 @@ class Best:
 
     def offer(
         self, owner: int, latents: Tensor, noise: Tensor, scores: Mapping[str, float], cost: Cost
-    ) -> bool:
-        """Offer one sample (...) to its prompt; whether it is the best so far."""
+    ) -> None:
+        """Offer one sample (...) to its prompt, which keeps it where it is the best so far."""
         offered = {"latents": latents.detach(), "noise": noise.detach(), "scores": dict(scores)}
         better = not self.best[owner] or scores["total"] > self.total(owner)
         self.first[owner] = self.first[owner] or offered
         self.best[owner] = offered if better else self.best[owner]
         self.paths[owner].append(Mark(cost, self.total(owner)))
-        return better
 
     def total(self, owner: int) -> float:
         """The best total reward of a prompt."""

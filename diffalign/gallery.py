@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from diffalign import drawing, outcome
+from diffalign import drawing, outcome, page
 from diffalign.charts import Chart, Line, draw
-from diffalign.page import data_uri, render
 from diffalign.report import Finding
 from diffalign.searchfolder import SearchFolder
 
@@ -40,23 +37,17 @@ class Card:
 
 def write(folder: SearchFolder) -> Path:
     """gallery.html of a search, ended or not."""
-    rows, summary, config = folder.results(), folder.summary(), folder.config()
+    rows, summary = folder.results(), folder.summary()
     points = outcome.path(rows)
-    page = render(
+    return page.write(
+        folder,
         "gallery.html",
-        name=folder.path.resolve().name,
-        path=folder.path,
-        config=config,
-        config_text=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         summary=summary,
         verdict=list(verdict(summary)),
         cards=[_card(folder, row) for row in rows[:SHOWN]],
         count=len(rows),
         curve=(CURVE, draw(CURVE, points)) if len(points) > 1 else None,
     )
-    target = folder.path / "gallery.html"
-    target.write_text(page, encoding="utf-8")
-    return target
 
 
 def verdict(summary: Mapping[str, Any]) -> Iterator[Finding]:
@@ -102,7 +93,7 @@ def _card(folder: SearchFolder, row: Mapping[str, Any]) -> Card:
     nodes = row["extras"].get("nodes")
     return Card(
         prompt=row["prompt"],
-        pictures={TAGS[tag]: data_uri(folder.path / file) for tag, file in row["pictures"].items()},
+        pictures={TAGS[tag]: page.data_uri(folder.path / file) for tag, file in row["pictures"].items()},
         scores={"reward": total, **{name: own for name, own in scores.items() if own != total}},
         cost=row["cost"],
         path=drawing.sparkline([mark["best"] for mark in row["path"]]),

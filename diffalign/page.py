@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from PIL import Image, ImageSequence
 
 from diffalign import __version__
+from diffalign.folder import Folder
 
 THUMBNAIL = 320
 """Pictures are at most so many pixels wide: pages stay small."""
@@ -21,6 +23,16 @@ def render(template: str, **values: Any) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(template)
     return made.render(**values, version=__version__)
+
+
+def write(folder: Folder, template: str, **values: Any) -> Path:
+    """The page of a folder, named as its template, with the folder's name and config beside these values."""
+    config = folder.config()
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    known = {"name": folder.path.resolve().name, "path": folder.path, "config": config, "config_text": text}
+    target = folder.path / template
+    target.write_text(render(template, **known, **values), encoding="utf-8")
+    return target
 
 
 def data_uri(path: Path) -> str:

@@ -6,26 +6,28 @@ import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Bars:
-    """A context manager with two bars; silent unless stderr is a terminal of the main process.
+class Shown:
+    """A context manager around bars; silent unless stderr is a terminal of the main process."""
 
-    totals: phase -> latents x steps it takes; a phase that goes on longer starts over.
-    """
+    def __init__(self, *, main: bool) -> None:
+        self.bars = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not (main and sys.stderr.isatty()),
+            transient=True,
+        )
 
-    def __init__(self, rounds: int, totals: Mapping[str, int], *, main: bool = True) -> None:
-        self.totals = totals
-        self.bars = _progress(main=main)
-        self.rounds = self.bars.add_task("rounds", total=rounds, note="")
-        self.phase = self.bars.add_task("", total=None, note="")
-        self.current = ""
-
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 
@@ -33,6 +35,20 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self.bars.stop()
+
+
+class Bars(Shown):
+    """Two bars: rounds, and the phase of the one under way.
+
+    totals: phase -> latents x steps it takes; a phase that goes on longer starts over.
+    """
+
+    def __init__(self, rounds: int, totals: Mapping[str, int], *, main: bool = True) -> None:
+        super().__init__(main=main)
+        self.totals = totals
+        self.rounds = self.bars.add_task("rounds", total=rounds, note="")
+        self.phase = self.bars.add_task("", total=None, note="")
+        self.current = ""
 
     def advance(self, phase: str, n: int) -> None:
         """n more latents went one step further in a phase of the round."""
@@ -48,23 +64,14 @@ class Bars:
         self.bars.update(self.rounds, completed=row["round"] + 1, note=note(row))
 
 
-class SearchBars:
-    """A context manager with one bar: finished prompts, and how good those under way are by now."""
+class SearchBars(Shown):
+    """One bar: finished prompts, and how good those under way are by now."""
 
     def __init__(self, prompts: int, *, main: bool = True) -> None:
-        self.bars = _progress(main=main)
+        super().__init__(main=main)
         self.bar = self.bars.add_task("prompts", total=prompts, note="")
         self.best: dict[int, float] = {}
         self.scored = 0
-
-    def __enter__(self) -> SearchBars:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.bars.stop()
 
     def hear(self, number: int, best: float) -> None:
         """One more sample of a prompt was scored, and this is its best reward."""
@@ -80,19 +87,6 @@ class SearchBars:
         """The mean of the prompts' best rewards, of those that have one."""
         known = [best for best in self.best.values() if math.isfinite(best)]
         return sum(known) / len(known) if known else math.nan
-
-
-def _progress(*, main: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<11}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        disable=not (main and sys.stderr.isatty()),
-        transient=True,
-    )
 
 
 def note(row: Mapping[str, Any]) -> str:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from diffalign import page
 from diffalign.charts import charts
-from diffalign.page import data_uri, render
 from diffalign.runfolder import RunFolder
 
 SHOWN = 64
@@ -39,14 +37,11 @@ class Pair:
 
 def write(folder: RunFolder) -> Path:
     """report.html of a run, ended or not."""
-    rows, summary, config = folder.rows(), folder.summary(), folder.config()
+    rows, summary = folder.rows(), folder.summary()
     pairs = list(_pairs(folder))
-    page = render(
+    return page.write(
+        folder,
         "report.html",
-        name=folder.path.resolve().name,
-        path=folder.path,
-        config=config,
-        config_text=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         summary=summary,
         rounds=len(rows),
         verdict=verdict(summary),
@@ -54,9 +49,6 @@ def write(folder: RunFolder) -> Path:
         pair_count=len(pairs),
         charts=charts(rows),
     )
-    target = folder.path / "report.html"
-    target.write_text(page, encoding="utf-8")
-    return target
 
 
 def verdict(summary: Mapping[str, Any]) -> list[Finding]:
@@ -113,4 +105,4 @@ def _pairs(folder: RunFolder) -> Iterator[Pair]:
     for index, prompt in enumerate(folder.prompts()):
         before, after = (folder.samples / f"{index:03d}-{tag}.png" for tag in ("base", "final"))
         if before.exists() and after.exists():
-            yield Pair(prompt, data_uri(before), data_uri(after))
+            yield Pair(prompt, page.data_uri(before), page.data_uri(after))

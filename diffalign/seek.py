@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from diffalign.saving import finite
 from diffalign.search import Search
 from diffalign.searchfolder import SearchFolder
 from diffalign.steps import StepRule
-from diffalign.task import Task
+from diffalign.task import Task, earlier
 from diffalign.walk import chunks
 
 Heard = Callable[[int, float], None]
@@ -90,10 +91,14 @@ class Seeker:
                 scores[tag] = scores[tag] | self._judged(images, found.prompts)
             self._keep(numbers, found, scores, pictures, (time.monotonic() - begin) / len(numbers))
 
+    @cached_property
+    def _copies(self) -> list[int]:
+        return earlier(self.prompts)
+
     def _task(self, numbers: Sequence[int]) -> Task:
         return Task(
             self.policy, self.reward, [self.prompts[n] for n in numbers], self.rule, seed=self.seed,
-            batch=self.batch, copies=[list(self.prompts[:n]).count(self.prompts[n]) for n in numbers],
+            batch=self.batch, copies=[self._copies[n] for n in numbers],
             listen=lambda prompt, best: self.hear(numbers[prompt], best),
         )  # fmt: skip
 

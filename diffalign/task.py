@@ -6,6 +6,7 @@ Dimensions: P prompts, B samples; owner (B,) names the prompt of each sample, me
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ class Task:
     cond: Conditioning = field(init=False)
 
     def __post_init__(self) -> None:
+        self.copies = self.copies or earlier(self.prompts)
         self.ledger, self.best = Ledger(len(self.prompts)), Best(self.prompts)
         self.cond = self.policy.encode(list(self.prompts))
         self.reward.prepare(list(dict.fromkeys(self.prompts)))
@@ -60,13 +62,7 @@ class Task:
     def seeds(self, purpose: str, owner: Tensor, member: Tensor) -> list[int]:
         """A seed for each sample: it depends on the text of its prompt and on the particle alone."""
         pairs = zip(owner.tolist(), member.tolist(), strict=True)
-        return [derive(self.seed, purpose, self.prompts[o], self._copy(o), m) for o, m in pairs]
-
-    def _copy(self, owner: int) -> int:
-        """How often the same prompt stands before this one."""
-        if self.copies:
-            return self.copies[owner]
-        return list(self.prompts[:owner]).count(self.prompts[owner])
+        return [derive(self.seed, purpose, self.prompts[o], self.copies[o], m) for o, m in pairs]
 
     def noise(self, owner: Tensor, member: Tensor) -> Tensor:
         """Initial latents (B, ...)."""
@@ -158,3 +154,13 @@ class Task:
                 "with `diffalign reward check`."
             )
         return self.best.found([self.ledger.of(int(p)) for p in self.everyone], extras)
+
+
+def earlier(prompts: Sequence[str]) -> list[int]:
+    """How often the same text stands before each prompt."""
+    seen: Counter[str] = Counter()
+    counts = []
+    for prompt in prompts:
+        counts.append(seen[prompt])
+        seen[prompt] += 1
+    return counts
