@@ -90,6 +90,22 @@ class Trajectory:
         changed["rewards"] = {k: v[rows.to(v.device)] for k, v in self.rewards.items()}
         return replace(self, **changed)
 
+    @classmethod
+    def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """One batch after the other, groups as each part numbers them; raises where the parts are of other runs."""
+        first = parts[0]
+        for part in parts[1:]:
+            _agree(_common(first), _common(part))
+        joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in _tensors(first)}
+        return replace(
+            first,
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            seeds=[seed for part in parts for seed in part.seeds],
+            cond=Conditioning.cat([part.cond for part in parts]),
+            rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in first.rewards},
+            **joined,
+        )
+
     def save(self, path: Path) -> None:
         """Write one safetensors file (with the rule and the prompts as JSON in its metadata)."""
         name = next(name for name, rule in RULES.items() if isinstance(self.rule, rule))
@@ -119,9 +135,38 @@ def select(batch: Trajectory, keep: int | None) -> Trajectory:
     return batch if keep is None else batch[extremes(batch.total, batch.group, keep)]
 
 
-def _flatten(trajectory: Trajectory) -> dict[str, Tensor]:
+def _tensors(trajectory: Trajectory) -> dict[str, Tensor]:
+    """The fields that are tensors, (B, ...) each."""
     own = {f.name: getattr(trajectory, f.name) for f in fields(trajectory)}
-    named = {k: v for k, v in own.items() if isinstance(v, Tensor)}
+    return {name: value for name, value in own.items() if isinstance(value, Tensor)}
+
+
+def _common(trajectory: Trajectory) -> dict[str, Any]:
+    """What all samples of one batch have in common, in words -> value."""
+    grid, cond = trajectory.grid, trajectory.cond.batch
+    shared = [v for leaf, v in zip(cond.layout.leaves, cond.values, strict=True) if leaf.kind == "shared"]
+    return {
+        "step rule": trajectory.rule,
+        "grid": (grid.target, *(getattr(grid, k).tolist() for k in ("timesteps", "signal", "noise"))),
+        "guidance scale": trajectory.guidance_scale,
+        "version": trajectory.version,
+        "latents": (tuple(trajectory.states.shape[1:]), trajectory.states.dtype),
+        "parts": (*_tensors(trajectory), *trajectory.rewards),
+        "conditioning": [v.tolist() if isinstance(v, Tensor) else v for v in shared],
+    }
+
+
+def _agree(first: dict[str, Any], other: dict[str, Any]) -> None:
+    for what, value in first.items():
+        if value != other[what]:
+            raise DiffalignError(
+                f"these trajectories are of different runs: their {what} is {value} here and {other[what]} there. "
+                "Join those that agree."
+            )
+
+
+def _flatten(trajectory: Trajectory) -> dict[str, Tensor]:
+    named = _tensors(trajectory)
     named |= {f"rewards.{k}": v for k, v in trajectory.rewards.items()}
     named |= {f"cond.{k}": v for k, v in trajectory.cond.state_dict().items()}
     named |= {f"grid.{k}": getattr(trajectory.grid, k) for k in ("timesteps", "signal", "noise")}
