@@ -87,9 +87,9 @@ def search(
     resume: Annotated[str | None, typer.Option(help="go on with the search in this folder")] = None,
 ) -> None:
     """Search for the best pictures of prompts; leaves a folder with pictures, their noise and a gallery."""
-    from diffalign.settings.searchwords import Asked
     from diffalign.launching import launch_search
     from diffalign.settings import rewardarg
+    from diffalign.settings.searchwords import Asked
 
     if prompt and prompts:
         raise DiffalignError("--prompt and --prompts are both given; keep one.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from diffalign.settings.searchwords import Asked
 from diffalign.errors import DiffalignError
 from diffalign.folders.searchfolder import SearchFolder
 from diffalign.launching import build_search
@@ -15,6 +14,7 @@ from diffalign.launching.seek import Seeker
 from diffalign.pages import gallery, outcome
 from diffalign.settings import searchconfig
 from diffalign.settings.searchconfig import FREE_ON_RESUME, SearchConfig
+from diffalign.settings.searchwords import Asked
 from diffalign.training.trainer import require_same
 
 LOWER = "prompts_at_once or sample_batch"
