@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from diffalign.algorithms.ddpo import DDPO
-from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.policy import LoraSpec, Policy
 from diffalign.run import Batching, Run
 from diffalign.steps import DDIM
+from diffalign.training.optimize import Optimizer, OptimizerSettings
 from diffalign.walk import rollout
 from diffalign_rewards.jpeg_compressibility import jpeg_compressibility
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from diffalign import isolated
 from diffalign.policy import LoraSpec, Policy
 from diffalign.run import Batching, Run
+from diffalign.serving import isolated
 from diffalign.steps import DDIM
 
 REWARD = '''

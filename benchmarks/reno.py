@@ -21,9 +21,9 @@ import torch
 from overhead import seconds
 from torch import Tensor, nn
 
-from diffalign.compose import composed
 from diffalign.metrics import peak_memory_mb
 from diffalign.policy import Policy
+from diffalign.rewarding.compose import composed
 from diffalign.search import Task
 from diffalign.search.reno import Ascent, ReNO
 from diffalign_rewards.emoji_clip import EmojiClip

@@ -26,9 +26,9 @@ import torch
 import untrained
 
 from diffalign import registry
-from diffalign.cost import BATCH, cost
-from diffalign.measure import measure
-from diffalign.subject import Subject
+from diffalign.authoring.cost import BATCH, cost
+from diffalign.authoring.subject import Subject
+from diffalign.rewarding.measure import measure
 from diffalign_rewards import _open_clip
 
 PROMPTS = ["a photo of a red apple", "two cats, 3d", "a sign in a busy street at night", "an old ship at sea"]

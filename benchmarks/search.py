@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign import prompts
-from diffalign.evaluate import bootstrap, pairwise_distance
 from diffalign.policy import LoraSpec, Policy
 from diffalign.registry import reward
 from diffalign.search import Found, Search
@@ -37,6 +36,7 @@ from diffalign.search.nrg import NRG
 from diffalign.search.reno import ReNO
 from diffalign.search.rl_guidance import RLGuidance
 from diffalign.search.zo_rank_sgd import ZORankSGD
+from diffalign.training.evaluate import bootstrap, pairwise_distance
 
 DOCS = Path(__file__).parents[1] / "docs"
 ONE, MANY = "one step", "ten steps"

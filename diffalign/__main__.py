@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line."""
-    from diffalign.cli import run
+    from diffalign.commands.cli import run
 
     run()
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from diffalign.altered import Altered
-from diffalign.compose import composed
-from diffalign.conditioning import Conditioning
 from diffalign.errors import DiffalignError, RunError
-from diffalign.ledger import costs
+from diffalign.models.conditioning import Conditioning
 from diffalign.reward import AnyReward, NoisyReward
+from diffalign.rewarding.compose import composed
+from diffalign.searching.ledger import costs
 
 if TYPE_CHECKING:
     from diffalign.policy import Policy

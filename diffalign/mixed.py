@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffalign.adapters import POLICY, REFERENCE
 from diffalign.altered import Altered
-from diffalign.conditioning import Conditioning
 from diffalign.errors import DiffalignError
-from diffalign.ledger import costs
+from diffalign.models.adapters import POLICY, REFERENCE
+from diffalign.models.conditioning import Conditioning
+from diffalign.searching.ledger import costs
 
 if TYPE_CHECKING:
     from diffalign.policy import Policy

@@ -15,19 +15,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from diffalign import weights
-from diffalign.adapters import POLICY, Adapters, LoraSpec, spec_text
-from diffalign.attention import set_attention
-from diffalign.capture import Capture
-from diffalign.conditioning import Batch, Conditioning
-from diffalign.encoder import Encoder
 from diffalign.errors import DiffalignError, told, unknown
 from diffalign.grid import Grid
-from diffalign.loading import load_pipeline, own_guidance
-from diffalign.placement import Placement, dtype_of
-from diffalign.predictor import Denoisers, Predictor
+from diffalign.models import weights
+from diffalign.models.adapters import POLICY, Adapters, LoraSpec, spec_text
+from diffalign.models.attention import set_attention
+from diffalign.models.capture import Capture
+from diffalign.models.conditioning import Batch, Conditioning
+from diffalign.models.encoder import Encoder
+from diffalign.models.loading import load_pipeline, own_guidance
+from diffalign.models.placement import Placement, dtype_of
+from diffalign.models.predictor import Denoisers, Predictor
+from diffalign.models.shell import Shell
 from diffalign.seeds import normal
-from diffalign.shell import Shell
 
 __all__ = ["Conditioning", "LoraSpec", "Policy"]
 

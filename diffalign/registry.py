@@ -58,7 +58,7 @@ def rules() -> list[str]:
 
 def combiners() -> list[str]:
     """The ways to combine rewards."""
-    from diffalign.compose import COMBINERS
+    from diffalign.rewarding.compose import COMBINERS
 
     return sorted(COMBINERS)
 
@@ -107,12 +107,14 @@ def rule(name: str) -> type[Any]:
 
 def combiner(name: str) -> type[Any]:
     """The class of a combiner, built in or one's own; its fields are its arguments."""
-    from diffalign.combine import Combiner
-    from diffalign.compose import COMBINERS
+    from diffalign.rewarding.combine import Combiner
+    from diffalign.rewarding.compose import COMBINERS
 
     found = _resolve("combiner", name, COMBINERS, COMBINERS.__getitem__)
     if not (isinstance(found, type) and issubclass(found, Combiner)):
-        raise DiffalignError(f"{name} is not a combiner: it needs to inherit diffalign.combine.Combiner.")
+        raise DiffalignError(
+            f"{name} is not a combiner: it needs to inherit diffalign.rewarding.combine.Combiner."
+        )
     return found
 
 

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffalign.compose import Composite, composed
 from diffalign.credit import groups
 from diffalign.errors import DiffalignError
 from diffalign.metrics import Metrics, describe
-from diffalign.overlap import Ahead, apart
 from diffalign.policy import Policy
+from diffalign.rewarding.compose import Composite, composed
+from diffalign.rewarding.overlap import Ahead, apart
 from diffalign.seeds import derive, generator
 from diffalign.steps import Gaussian, StepRule
 from diffalign.trajectory import Trajectory

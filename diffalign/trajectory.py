@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.conditioning import Conditioning
 from diffalign.credit import extremes
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
+from diffalign.models.conditioning import Conditioning
 from diffalign.steps import RULES, StepRule, stochastic
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import Conditioning
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
+from diffalign.models.conditioning import Conditioning
 from diffalign.policy import Policy
 from diffalign.seeds import derive, normal
 from diffalign.steps import Gaussian, StepRule

@@ -15,7 +15,7 @@ from golden import tiny, tiny_blip
 
 import diffalign
 from diffalign import registry
-from diffalign.cost import cost
+from diffalign.authoring.cost import cost
 
 LEARNED = {
     **tiny.REWARDS,

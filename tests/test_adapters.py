@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffalign import weights
-from diffalign.adapters import Adapters, LoraSpec
 from diffalign.errors import DiffalignError
+from diffalign.models import weights
+from diffalign.models.adapters import Adapters, LoraSpec
 
 
 class Blocks(nn.Module):

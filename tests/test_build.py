@@ -10,10 +10,12 @@ import torch
 from accelerate import Accelerator
 from toys import ChainPolicy
 
-from diffalign import build, config, registry
-from diffalign.combine import MeanMinusStd
+from diffalign import registry
 from diffalign.errors import DiffalignError
-from diffalign.runfolder import RunFolder
+from diffalign.folders.runfolder import RunFolder
+from diffalign.launching import build
+from diffalign.rewarding.combine import MeanMinusStd
+from diffalign.settings import config
 
 OWN = """
 from diffalign.reward import Reward

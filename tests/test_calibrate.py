@@ -15,12 +15,12 @@ import torch
 from accelerate import Accelerator
 from toys import Chain, ChainPolicy
 
-from diffalign.calibrate import Calibrator
-from diffalign.combine import LogSigmoid, Min
-from diffalign.compose import Composite
 from diffalign.errors import DiffalignError
+from diffalign.folders.runfolder import RunFolder
+from diffalign.rewarding.combine import LogSigmoid, Min
+from diffalign.rewarding.compose import Composite
 from diffalign.run import Batching, Run
-from diffalign.runfolder import RunFolder
+from diffalign.training.calibrate import Calibrator
 
 RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))
 STD = (0.72**2 + 0.8**2 * 0.5**2 + 0.4**2) ** 0.5
@@ -162,7 +162,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from diffalign.combine import LogSigmoid
+from diffalign.rewarding.combine import LogSigmoid
 from test_calibrate import make
 
 folder = Path(sys.argv[1])

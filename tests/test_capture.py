@@ -20,13 +20,13 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from diffalign.conditioning import Batch, Conditioning
 from diffalign.errors import DiffalignError
-from diffalign.layout import learn
+from diffalign.models.conditioning import Batch, Conditioning
+from diffalign.models.layout import learn
+from diffalign.models.schedulers import is_flow
+from diffalign.models.stub import Stub
 from diffalign.policy import Policy
-from diffalign.schedulers import is_flow
 from diffalign.steps import DDIM
-from diffalign.stub import Stub
 from diffalign.walk import log_prob, rollout
 
 from .families import FAMILIES

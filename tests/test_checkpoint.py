@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign import checkpoint
 from diffalign.errors import DiffalignError, RunError
+from diffalign.folders import checkpoint
 
 
 def state() -> dict:

@@ -15,8 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from diffalign import __version__, cli, config, registry
-from diffalign.runfolder import RunFolder
+from diffalign import __version__, registry
+from diffalign.commands import cli
+from diffalign.folders.runfolder import RunFolder
+from diffalign.settings import config
 
 TINY = [
     "steps=2", "rule.quiet_last=1",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from diffalign.combine import (
+from diffalign.rewarding.combine import (
     LogSigmoid,
     Mean,
     MeanMinusStd,
@@ -21,8 +21,8 @@ from diffalign.combine import (
     Min,
     WeightedSum,
 )
-from diffalign.compose import COMBINERS
-from diffalign.lagrangian import Constraint, Lagrangian
+from diffalign.rewarding.compose import COMBINERS
+from diffalign.rewarding.lagrangian import Constraint, Lagrangian
 
 ENSEMBLES = [Mean(), Min(), Median(), MeanMinusVariance(), MeanMinusStd()]
 SCORES = arrays("float64", (3, 4), elements=st.floats(-5, 5))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.combine import LogSigmoid, MeanMinusVariance, Min, WeightedSum
-from diffalign.compose import COMBINERS, Base, Composite, composed, within
 from diffalign.errors import DiffalignError, RunError
-from diffalign.lagrangian import Lagrangian
-from diffalign.measure import close, measure, measure_set
 from diffalign.reward import Scores, capability, once, score
+from diffalign.rewarding.combine import LogSigmoid, MeanMinusVariance, Min, WeightedSum
+from diffalign.rewarding.compose import COMBINERS, Base, Composite, composed, within
+from diffalign.rewarding.lagrangian import Lagrangian
+from diffalign.rewarding.measure import close, measure, measure_set
 
 IMAGES, PROMPTS = torch.rand(6, 3, 4, 4), ["a", "a", "a", "b", "b", "b"]
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])

@@ -12,18 +12,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from toys import Chain, ChainPolicy
 
-from diffalign import report
 from diffalign.algorithms.d3po import D3PO
 from diffalign.algorithms.ddpo import DDPO
-from diffalign.calibrate import Calibrator
-from diffalign.combine import LogSigmoid, Min
-from diffalign.compose import Composite
-from diffalign.evaluate import Evaluator
-from diffalign.lagrangian import Lagrangian
-from diffalign.optimize import Optimizer, OptimizerSettings
+from diffalign.folders.runfolder import RunFolder
+from diffalign.pages import report
+from diffalign.rewarding.combine import LogSigmoid, Min
+from diffalign.rewarding.compose import Composite
+from diffalign.rewarding.lagrangian import Lagrangian
 from diffalign.run import Batching, Run
-from diffalign.runfolder import RunFolder
-from diffalign.trainer import Schedule, Trainer
+from diffalign.training.calibrate import Calibrator
+from diffalign.training.evaluate import Evaluator
+from diffalign.training.optimize import Optimizer, OptimizerSettings
+from diffalign.training.trainer import Schedule, Trainer
 
 RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))
 CALLS: Counter[str] = Counter()

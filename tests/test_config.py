@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffalign import config
 from diffalign.errors import DiffalignError
-from diffalign.named import make
 from diffalign.registry import configs, reward_maker, search_configs
+from diffalign.settings import config
+from diffalign.settings.named import make
 
 GOOD = """\
 model: emoji

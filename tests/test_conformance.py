@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign import subject
-from diffalign.conformance import CHECKS, conform, examine
-from diffalign.cost import cost
+from diffalign.authoring import subject
+from diffalign.authoring.conformance import CHECKS, conform, examine
+from diffalign.authoring.cost import cost
 from diffalign.errors import DiffalignError
 from diffalign.reward import Scores
 

@@ -16,7 +16,9 @@ import os
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from diffalign import build, config, runfolder
+from diffalign.folders import runfolder
+from diffalign.launching import build
+from diffalign.settings import config
 
 settings, out = config.load("emoji-" + sys.argv[1], sys.argv[3:]), Path(sys.argv[2])
 trainer = build.trainer(settings, runfolder.RunFolder(out.parent / "run"))

@@ -12,13 +12,13 @@ import yaml
 from pydantic import BaseModel
 from toys import Chain, ChainPolicy, train
 
-from diffalign import searchconfig
-from diffalign.config import FREE_ON_RESUME, LoraConfig, RunConfig
-from diffalign.configfile import Yaml12
 from diffalign.registry import algorithm, reward, search, searches
 from diffalign.reward import score
-from diffalign.searchconfig import SearchConfig
-from diffalign.sharedconfig import ModelConfig, SharedConfig
+from diffalign.settings import searchconfig
+from diffalign.settings.config import FREE_ON_RESUME, LoraConfig, RunConfig
+from diffalign.settings.configfile import Yaml12
+from diffalign.settings.searchconfig import SearchConfig
+from diffalign.settings.sharedconfig import ModelConfig, SharedConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIG, _, SEARCHES = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").partition("\n## Searches\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign import doctor
-from diffalign.doctor_text import rows
+from diffalign.commands import doctor
+from diffalign.commands.doctor_text import rows
 from diffalign.policy import LoraSpec, Policy
 from diffalign.steps import DDIM
 from diffalign.trajectory import Trajectory

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffalign.evaluate import bootstrap, gain, pairwise_distance, win_rate
+from diffalign.training.evaluate import bootstrap, gain, pairwise_distance, win_rate
 
 
 def test_gain_is_in_standard_deviations_of_the_base():

@@ -23,7 +23,7 @@ SMALL = [
 ]  # fmt: skip
 KILL_IN_SAVE = """
 import os, signal, sys
-from diffalign import checkpoint
+from diffalign.folders import checkpoint
 original, left = checkpoint.save_file, [int(os.environ["SAVES_BEFORE_KILL"])]
 def save_file(tensors, path, *rest, **more):
     original(tensors, path, *rest, **more)

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler, PixArtAlphaPipeline
 
 from diffalign.errors import DiffalignError
+from diffalign.models.schedulers import own_timesteps
 from diffalign.policy import Policy
-from diffalign.schedulers import own_timesteps
 from diffalign.steps import Consistency
 from diffalign.walk import walk
 

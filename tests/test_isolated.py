@@ -16,8 +16,8 @@ import pytest
 import served
 import torch
 
-from diffalign import isolated
 from diffalign.errors import DiffalignError, RunError
+from diffalign.serving import isolated
 
 OLD = "11.3.0"
 PLUGIN = '''
@@ -40,7 +40,7 @@ class Version:
 '''
 PARENT = """
 import sys, time, torch
-from diffalign import isolated
+from diffalign.serving import isolated
 reward = isolated.start(sys.argv[1], sys.argv[2], {})
 pid = int(reward(torch.zeros(1, 3, 4, 4), [""]).parts["pid"])
 print(pid, reward.stop.peek()[1].__self__.folder, flush=True)

@@ -15,7 +15,7 @@ from diffalign.errors import DiffalignError
 from diffalign.policy import LoraSpec, Policy
 from diffalign.run import Batching, Run
 from diffalign.steps import DDIM
-from diffalign.trainer import Trainer
+from diffalign.training.trainer import Trainer
 from diffalign.walk import log_prob, rollout
 from diffalign_rewards.jpeg_compressibility import jpeg_compressibility
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +38,13 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 FILES = sorted((ROOT / "diffalign").rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """The modules directly below `diffalign` that a file imports, anywhere in it."""
+def name_of(parts: tuple[str, ...]) -> str:
+    """The name in LAYERS of a module of `diffalign`, by its path's parts: all methods of a kind share one."""
+    return parts[0] if parts[0] in LEVEL or len(parts) == 1 else parts[1]
+
+
+def dotted(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports of `diffalign`, anywhere in it, as the parts after that name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -46,12 +52,16 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    inside = {name.split(".")[1] for name in found if name.startswith("diffalign.")}
-    return inside & LEVEL.keys()
+    return {tuple(name.split(".")[1:]) for name in found if name.startswith("diffalign.")}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of `diffalign` that a file imports, by their names in LAYERS."""
+    return {name_of(parts) for parts in dotted(path)} & LEVEL.keys()
 
 
 def module(path: Path) -> str:
-    return path.relative_to(ROOT / "diffalign").with_suffix("").parts[0]
+    return name_of(path.relative_to(ROOT / "diffalign").with_suffix("").parts)
 
 
 def test_every_module_has_a_layer():
@@ -76,7 +86,9 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 def test_importing_the_package_and_the_command_line_is_light(tmp_path):
     heavy = "{'torch', 'diffusers', 'transformers', 'pydantic', 'matplotlib', 'accelerate'}"
-    done = python(f"import sys, diffalign, diffalign.cli; print({heavy} & set(sys.modules))", tmp_path)
+    done = python(
+        f"import sys, diffalign, diffalign.commands.cli; print({heavy} & set(sys.modules))", tmp_path
+    )
     assert done.stdout == "set()\n", done.stderr
 
 
@@ -90,3 +102,11 @@ def test_every_public_name_resolves():
 
 def test_the_folder_name_is_not_the_package_name():
     assert "is the package `diffalign_rewards`" in python("import rewards").stderr
+
+
+def test_sub_packages_form_no_circle():
+    uses: dict[str, set[str]] = {}
+    for path in FILES:
+        own = path.relative_to(ROOT / "diffalign").with_suffix("").parts[0]
+        uses.setdefault(own, set()).update({parts[0] for parts in dotted(path)} - {own, "__version__"})
+    graphlib.TopologicalSorter(uses).prepare()

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from diffalign.grid import Grid
-from diffalign.inference import _weights, difference
 from diffalign.metrics import Metrics, describe
-from diffalign.schedulers import grid_of
-from diffalign.stub import _digest
+from diffalign.models.inference import _weights, difference
+from diffalign.models.schedulers import grid_of
+from diffalign.models.stub import _digest
 
 
 class Apple(Tensor):
@@ -74,7 +74,7 @@ def test_grids_are_made_from_such_a_device():
         all_timesteps=steps, all_sigmas=sigmas, config=SimpleNamespace(prediction_type="flow_prediction")
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffalign.schedulers.is_flow", lambda _: True)
+        patch.setattr("diffalign.models.schedulers.is_flow", lambda _: True)
         assert grid_of(scheduler, "X").noise.tolist() == [1.0, 0.5, 0.0]
 
 

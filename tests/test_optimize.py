@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffalign.errors import RunError
-from diffalign.optimize import Optimizer, OptimizerSettings
+from diffalign.training.optimize import Optimizer, OptimizerSettings
 
 
 def make(**settings) -> tuple[nn.Parameter, Optimizer]:

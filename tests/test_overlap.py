@@ -12,8 +12,8 @@ import torch
 from toys import Chain, ChainPolicy
 
 from diffalign.errors import RunError
-from diffalign.overlap import Ahead, apart
 from diffalign.reward import Scores
+from diffalign.rewarding.overlap import Ahead, apart
 from diffalign.run import Batching, Run
 
 RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))

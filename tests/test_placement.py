@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.loading import load_pipeline
-from diffalign.placement import _convert
+from diffalign.models.loading import load_pipeline
+from diffalign.models.placement import _convert
+from diffalign.models.shell import view
 from diffalign.policy import LoraSpec, Policy
-from diffalign.shell import view
 
 from .families.stable_diffusion import SIZE, stable_diffusion
 
@@ -43,7 +43,8 @@ def test_text_encoders_come_to_the_device_once_for_many_prompts(monkeypatch: pyt
     policy = Policy(stable_diffusion(), steps=3, call=SIZE, lora=LoraSpec(rank=2), offload=True)
     text, moved = policy.shell.pipe.text_encoder, []
     monkeypatch.setattr(
-        "diffalign.placement._convert", lambda part, device, dtype: moved.append((part is text, device.type))
+        "diffalign.models.placement._convert",
+        lambda part, device, dtype: moved.append((part is text, device.type)),
     )
     policy.device = policy.placement.device = META
     policy.encode(["cat", "two dogs", "cat"])

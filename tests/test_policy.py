@@ -354,7 +354,7 @@ def test_compiled_denoiser_gives_the_same() -> None:
 
 
 def test_old_prompts_are_forgotten_and_encoded_again(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffalign.encoder.REMEMBERED", 2)
+    monkeypatch.setattr("diffalign.models.encoder.REMEMBERED", 2)
     first = policy.encode(["cat"]).state_dict()
     policy.encode(["two dogs", "a red fox in the snow"])
     assert list(policy.encoder.known) == ["two dogs", "a red fox in the snow"]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 CODE = """
-from diffalign.progress import Bars
+from diffalign.launching.progress import Bars
 with Bars(4, {"sampling": 8}) as bars:
     bars.advance("sampling", 4)
     bars.finished({"round": 0, "reward/total/mean": 0.125, "heldout/gain_sd": 0.5})
@@ -22,7 +22,7 @@ FIRST = "[('rounds', 1, 4), ('sampling', 4, 8)]"
 STARTED_OVER = "[('rounds', 1, 4), ('sampling', 2, 8)]"
 
 SEARCH = """
-from diffalign.progress import SearchBars
+from diffalign.launching.progress import SearchBars
 with SearchBars(4) as bars:
     for number, best in ((0, 0.5), (1, float("-inf")), (0, 1.0), (1, 0.25)):
         bars.hear(number, best)

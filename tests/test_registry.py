@@ -12,7 +12,7 @@ from diffalign.errors import DiffalignError
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
-from diffalign.combine import Combiner
+from diffalign.rewarding.combine import Combiner
 from diffalign.reward import Reward
 
 @dataclass

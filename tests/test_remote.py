@@ -15,11 +15,11 @@ import pytest
 import served
 import torch
 
-from diffalign import wire
 from diffalign.errors import DiffalignError, RunError
-from diffalign.exchange import Patience
-from diffalign.remote import connect
 from diffalign.reward import capability
+from diffalign.serving import wire
+from diffalign.serving.exchange import Patience
+from diffalign.serving.remote import connect
 
 IMAGES, PROMPTS = served.pictures(3), ["a", "b", "c"]
 GOOD = torch.full((3,), 0.25)

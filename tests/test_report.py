@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from diffalign import config, report
-from diffalign.charts import Chart, Line, charts, draw
-from diffalign.runfolder import RunFolder
+from diffalign.folders.runfolder import RunFolder
+from diffalign.pages import report
+from diffalign.pages.charts import Chart, Line, charts, draw
+from diffalign.settings import config
 
 SUMMARY = {
     "heldout_reward_base": -0.3, "heldout_reward": 0.4, "gain_sd": 0.9, "gain_sd_ci": [0.7, 1.1],

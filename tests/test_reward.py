@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffalign.errors import DiffalignError, RunError
-from diffalign.measure import measure
 from diffalign.reward import Scores, capability, kind, score
+from diffalign.rewarding.measure import measure
 
 IMAGES, PROMPTS = torch.rand(3, 3, 4, 4), ["a", "b", "c"]
 

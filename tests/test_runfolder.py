@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffalign.errors import DiffalignError, RunError
-from diffalign.runfolder import RunFolder
+from diffalign.folders.runfolder import RunFolder
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from diffalign.authoring.scaffold import create
 from diffalign.errors import DiffalignError
-from diffalign.scaffold import create
 
 
 @pytest.mark.parametrize("name", ["", "My", "my-glow", "1st", "a__b", "_a", "class", "a b", "../up", "ä"])

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from test_cli import diffalign
 
-from diffalign import pictures, registry
+from diffalign import registry
+from diffalign.folders import pictures
 
 CODE = """
 def bright(images, prompts): return images.flatten(1).mean(1)

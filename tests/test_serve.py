@@ -20,10 +20,11 @@ import served
 import torch
 from PIL import Image
 
-from diffalign import registry, serve, wire
-from diffalign.batcher import Batcher, Job, packed
+from diffalign import registry
 from diffalign.errors import DiffalignError
-from diffalign.remote import connect
+from diffalign.serving import serve, wire
+from diffalign.serving.batcher import Batcher, Job, packed
+from diffalign.serving.remote import connect
 
 TOKEN = "sesam"
 HTTP = httpx2.Client(verify=False, timeout=60)
@@ -338,8 +339,8 @@ def test_the_server_needs_few_packages(tmp_path):
     ]
     lines = [
         f"import sys\nfor name in {heavy}: sys.modules[name] = None",
-        "import diffalign.isolated_server",
-        "from diffalign import serve",
+        "import diffalign.serving.isolated_server",
+        "from diffalign.serving import serve",
         "print(serve.make('jpeg_compressibility', {}).card.name)",
     ]
     done = subprocess.run(

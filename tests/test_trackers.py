@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffalign import trackers
 from diffalign.errors import DiffalignError
-from diffalign.trackers import open_trackers
+from diffalign.launching import trackers
+from diffalign.launching.trackers import open_trackers
 
 
 def test_tensorboard_holds_the_numbers_of_every_round(tmp_path):

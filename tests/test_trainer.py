@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from toys import Chain, ChainPolicy
 
 from diffalign.algorithms.ddpo import DDPO
-from diffalign.checkpoint import latest
 from diffalign.errors import DiffalignError, RunError
-from diffalign.evaluate import Evaluator
-from diffalign.launch import load_trained
+from diffalign.folders.checkpoint import latest
+from diffalign.folders.runfolder import RunFolder
+from diffalign.launching.launch import load_trained
 from diffalign.metrics import forget_peak_memory
-from diffalign.optimize import Optimizer, OptimizerSettings
 from diffalign.run import Batching, Run
-from diffalign.runfolder import RunFolder
-from diffalign.trainer import Schedule, Trainer
+from diffalign.training.evaluate import Evaluator
+from diffalign.training.optimize import Optimizer, OptimizerSettings
+from diffalign.training.trainer import Schedule, Trainer
 
 RULE = Chain(a=(0.9, 0.8), sigma=(0.5, 0.4))
 
@@ -120,7 +120,7 @@ def test_calls_are_counted(tmp_path):
 
 def test_peak_memory_is_a_round_s_own(tmp_path, monkeypatch):
     trainer, events = make(tmp_path / "run"), []
-    monkeypatch.setattr("diffalign.trainer.forget_peak_memory", lambda: events.append("forgotten"))
+    monkeypatch.setattr("diffalign.training.trainer.forget_peak_memory", lambda: events.append("forgotten"))
     monkeypatch.setattr(trainer.algorithm, "collect", lambda run: events.append("collected") or run.sample())
     monkeypatch.setattr(trainer.algorithm, "minibatches", lambda run, batch: [])
     trainer.one_round()

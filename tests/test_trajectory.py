@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffalign.conditioning import Batch, Conditioning, rows_layout
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
+from diffalign.models.conditioning import Batch, Conditioning, rows_layout
 from diffalign.steps import DDIM
 from diffalign.trajectory import Trajectory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffalign.runfolder import RunFolder
+from diffalign.folders.runfolder import RunFolder
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "reinforce.py"
 

@@ -11,9 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
-from diffalign import launch, report
-from diffalign.evaluate import middle
-from diffalign.runfolder import RunFolder
+from diffalign.folders.runfolder import RunFolder
+from diffalign.launching import launch
+from diffalign.pages import report
+from diffalign.training.evaluate import middle
 
 from .families.base import PROMPTS
 from .families.video import CLIP, wan

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffalign.compose import composed
-from diffalign.found import Found
 from diffalign.policy import Policy
 from diffalign.reward import AnyReward
+from diffalign.rewarding.compose import composed
+from diffalign.searching.found import Found
+from diffalign.searching.task import Task
 from diffalign.steps import StepRule, default_rule
-from diffalign.task import Task
 
 __all__ = ["Found", "Search", "Task"]
 

@@ -18,8 +18,8 @@ from diffalign.bounds import Above0, Decay, NotNegative, Positive, Share
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
 from diffalign.search import Found, Search, Task
+from diffalign.searching.tree import Tree
 from diffalign.steps import stochastic
-from diffalign.tree import Tree
 
 REVISITS = 1000
 """After so many visits of finished leaves in a row, the node above one grows whatever `branching` says."""

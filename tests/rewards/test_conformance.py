@@ -10,10 +10,11 @@ from golden import tiny, tiny_blip
 from huggingface_hub import constants
 from PIL import Image
 
-from diffalign import named, registry
+from diffalign import registry
 from diffalign.arguments import parameters
-from diffalign.conformance import conform
+from diffalign.authoring.conformance import conform
 from diffalign.errors import DiffalignError
+from diffalign.settings import named
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from diffalign import config, registry
+from diffalign import registry
 from diffalign.errors import DiffalignError
+from diffalign.settings import config
 from diffalign_rewards import _references
 from diffalign_rewards._sets import Moments
 from diffalign_rewards.fid import Fid, frechet

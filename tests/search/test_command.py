@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign import config
+from diffalign.folders.runfolder import RunFolder
+from diffalign.folders.searchfolder import SearchFolder
 from diffalign.policy import LoraSpec, Policy
 from diffalign.registry import searches
-from diffalign.runfolder import RunFolder
-from diffalign.searchfolder import SearchFolder
-from diffalign.tree import Tree
+from diffalign.searching.tree import Tree
+from diffalign.settings import config
 from tests.search.test_seek import same
 from tests.test_cli import diffalign
 

@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.compose import composed
 from diffalign.errors import DiffalignError
-from diffalign.ledger import Cost
 from diffalign.policy import Policy
+from diffalign.rewarding.compose import composed
 from diffalign.search import Task
 from diffalign.search.best_of_n import BestOfN
 from diffalign.search.dts import DTS
+from diffalign.searching.ledger import Cost
+from diffalign.searching.tree import Tree, soft_mean
 from diffalign.steps import DDIM, ODE
-from diffalign.tree import Tree, soft_mean
 from families import FAMILIES
 
 from .finite import FinitePolicy, Says, is_one, state

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.compose import composed
 from diffalign.errors import DiffalignError
 from diffalign.policy import Policy
+from diffalign.rewarding.compose import composed
 from diffalign.search import Task
 from diffalign.search.best_of_n import BestOfN
 from diffalign.search.fk import FK, Swarm, systematic

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from diffalign import drawing, gallery, outcome
-from diffalign.searchconfig import validate
-from diffalign.searchfolder import SearchFolder
+from diffalign.folders.searchfolder import SearchFolder
+from diffalign.pages import drawing, gallery, outcome
+from diffalign.settings.searchconfig import validate
 from tests.test_report import Page
 
 NODES = [

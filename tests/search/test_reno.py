@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffalign.compose import Composite, composed
 from diffalign.errors import DiffalignError
-from diffalign.found import Found
 from diffalign.grid import Grid
-from diffalign.loading import load_pipeline
+from diffalign.launching.redraw import redraw
+from diffalign.models.loading import load_pipeline
 from diffalign.policy import Policy
-from diffalign.redraw import redraw
 from diffalign.reward import AnyReward
+from diffalign.rewarding.compose import Composite, composed
 from diffalign.search import Task
 from diffalign.search.reno import Ascent, ReNO, regulariser
+from diffalign.searching.found import Found
 from diffalign.steps import DDIM, ODE, FlowSDE, StepRule
 from diffalign_rewards import _open_clip
 from tests.families import FAMILIES

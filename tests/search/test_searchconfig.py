@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from diffalign import config, rewardarg, searchconfig
 from diffalign.errors import DiffalignError
-from diffalign.named import make
 from diffalign.registry import configs, search, search_configs, searches
-from diffalign.searchwords import Asked
+from diffalign.settings import config, rewardarg, searchconfig
+from diffalign.settings.named import make
+from diffalign.settings.searchwords import Asked
 
 GOOD = """\
 model: emoji

@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffalign import outcome
-from diffalign.compose import composed
 from diffalign.errors import DiffalignError, RunError
-from diffalign.launch import faults
-from diffalign.pictures import read
+from diffalign.folders.pictures import read
+from diffalign.folders.searchfolder import SearchFolder
+from diffalign.launching.launch import faults
+from diffalign.launching.seek import Seeker
+from diffalign.pages import outcome
+from diffalign.rewarding.compose import composed
 from diffalign.search import Found, Search, Task
 from diffalign.search.best_of_n import BestOfN
-from diffalign.searchfolder import SearchFolder
-from diffalign.seek import Seeker
 from tests.toys import Chain, ChainPolicy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -355,3 +355,18 @@ def test_the_bar_hears_of_every_scored_sample(tmp_path):
     assert done == [0, 1, 2, 3, 4]
     last = dict(heard)
     assert [last[k] for k in range(5)] == [row["scores"]["best"]["total"] for row in rows]
+
+
+class Beside:
+    """How much brighter a picture is than the others of its prompt."""
+
+    def score_group(self, images: Tensor, prompt: str) -> Tensor:
+        light = images.flatten(1).mean(1)
+        return light - light.mean()
+
+
+def test_a_reward_that_compares_pictures_is_refused(tmp_path):
+    with pytest.raises(DiffalignError, match="compares all pictures of a prompt"):
+        BestOfN(3)(Painter(), PROMPTS, Beside(), rule=RULE)
+    with pytest.raises(DiffalignError, match="compares all pictures of a prompt"):
+        seeker(tmp_path, reward=composed(Beside())).check()

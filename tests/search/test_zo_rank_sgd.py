@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.compose import composed
 from diffalign.errors import DiffalignError
 from diffalign.grid import Grid
+from diffalign.rewarding.compose import composed
 from diffalign.search import Task
 from diffalign.search.zo_rank_sgd import Climb, Judge, ZORankSGD, rank_weights
 from diffalign.seeds import normal

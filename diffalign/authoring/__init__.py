@@ -1,0 +1,1 @@
+"""What the author of a reward gets: a scaffold, checks, and what the reward costs."""

@@ -1,0 +1,1 @@
+"""Files: runs, searches, checkpoints, pictures."""

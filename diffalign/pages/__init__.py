@@ -1,0 +1,1 @@
+"""Reports and galleries: one HTML file each."""

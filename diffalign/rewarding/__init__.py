@@ -1,0 +1,1 @@
+"""Several rewards as one: measured, combined, normalised, bounded."""

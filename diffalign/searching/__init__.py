@@ -1,0 +1,1 @@
+"""What a search sees, and what it leaves."""

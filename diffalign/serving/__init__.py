@@ -1,0 +1,1 @@
+"""Rewards that live elsewhere: in another process, another environment, on another machine."""

@@ -1,0 +1,1 @@
+"""YAML files and key=value arguments as checked objects."""
