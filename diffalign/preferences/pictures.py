@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from diffalign.folders.checkpoint import sync
 from diffalign.errors import DiffalignError, RunError
-from diffalign.preferences.vote import check_text
+from diffalign.folders.checkpoint import sync
 from diffalign.folders.saving import save_png
+from diffalign.preferences.vote import check_text
 from diffalign.trajectory import Trajectory
 
 ID = re.compile(r"[0-9a-f]{64}")
