@@ -103,10 +103,14 @@ class Run:
 
         Groups are dealt so that every update sees the same prompts whatever the number of processes.
         """
+        first = self.round * self.batching.prompts_per_round
+        return [(g, self._prompt(first + g)) for g in self.own_groups()]
+
+    def own_groups(self) -> list[int]:
+        """This process's groups of a round's; every update has the same number of each process's."""
         b, rank, count = self.batching, self.accelerator.process_index, self.accelerator.num_processes
         per_update = b.prompts_per_round // b.updates_per_round
-        own = [g for g in range(b.prompts_per_round) if g % per_update // (per_update // count) == rank]
-        return [(g, self._prompt(self.round * b.prompts_per_round + g)) for g in own]
+        return [g for g in range(b.prompts_per_round) if g % per_update // (per_update // count) == rank]
 
     def _prompt(self, position: int) -> str:
         epoch, place = divmod(position, len(self.prompts))

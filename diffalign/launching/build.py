@@ -120,6 +120,8 @@ def trainer(config: RunConfig, folder: RunFolder) -> Trainer:
         model.check_prompts([*train_prompts, *heldout[: config.heldout_limit]])
         refuse_videos(model, {**trained.rewards, **watched})
         run = assemble_run(config, model, trained, train_prompts, here)
+        if config.preferences:
+            run = voted(config, run, heldout[: config.heldout_limit], folder)
         trained.base = Calibrator(run, folder, config.calibration_pictures, config.identity())
         made = assemble(config, run, evaluator(config, run, heldout, watched), folder)
         undo.pop_all()
@@ -135,6 +137,22 @@ def assemble_run(
     return Run(
         model, steps, trained, train_prompts, pick(Batching, config), seed=config.seed, accelerator=here
     )
+
+
+def voted(config: RunConfig, run: Run, heldout: list[str], folder: RunFolder) -> Run:
+    """The same run, learning from stored votes or from those that people will cast."""
+    from diffalign.preferences import Store
+    from diffalign.training.voted import Awaited, Ballots, Stored, Voted, publish
+
+    store = Store.open(str(config.preferences))
+    ballots = Ballots(store, config.model, config.voters, heldout)
+    source = (
+        Awaited(publish(config.model, folder.path / "live"), ballots.pairs)
+        if config.wait
+        else Stored(ballots.check())
+    )
+    own = {f.name: getattr(run, f.name) for f in fields(run)}
+    return Voted(**own, store=store, source=source)
 
 
 def assemble(config: RunConfig, run: Run, judge: Evaluator, folder: RunFolder) -> Trainer:

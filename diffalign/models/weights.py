@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,16 @@ def load(adapters: Adapters, folder: Path) -> None:
             state = _read_lora(own, _kind(name))
             _check(_lora(module), state, own)
             set_peft_model_state_dict(module, state, adapter_name=POLICY)
+
+
+def label(model: str, folder: Path | None = None) -> str:
+    """The name of a model, with the beginning of the SHA-256 of the adapter's weights in a folder: its version."""
+    if folder is None:
+        return model
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{model}+{digest.hexdigest()[:12]}"
 
 
 def lora_of(folder: Path) -> LoraSpec:

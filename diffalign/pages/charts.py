@@ -81,7 +81,7 @@ def _gains(rows: Sequence[Row]) -> list[Line]:
     total = Line("heldout/gain_sd", "trained reward", "heldout/gain_sd_low", "heldout/gain_sd_high")
     parts = [_gain(label, f"{label}, trained on", "--") for label in trained if len(trained) > 1]
     return [
-        total,
+        *([total] if "total" in _middles(rows, "heldout/", "/gain_sd") else []),
         *parts,
         *(_gain(label, f"{label}, held out", ":") for label in labels if label not in trained),
     ]

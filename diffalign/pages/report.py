@@ -55,14 +55,18 @@ def verdict(summary: Mapping[str, Any]) -> list[Finding]:
     """What rose and what fell on held-out prompts, in plain words; a change is one whose interval excludes 0."""
     if not summary:
         return [Finding("flat", "The run has not ended, so there is no final evaluation yet.")]
-    trained = _change("The trained reward", summary["gain_sd"], summary["gain_sd_ci"])
+    trained = (
+        [_change("The trained reward", summary["gain_sd"], summary["gain_sd_ci"])]
+        if "gain_sd" in summary
+        else []
+    )
     others = [
         _change(f"The reward “{label}”, which was not trained on,", other["gain_sd"], other["gain_sd_ci"])
         for label, other in summary["heldout_other"].items()
     ]
     costs = [*others, *_diversity(**summary["diversity"])]
-    found = [trained, *_parts(summary.get("heldout_parts", {})), *costs]
-    if trained.tone == "good" and any(finding.tone == "bad" for finding in costs):
+    found = [*trained, *_parts(summary.get("heldout_parts", {})), *costs]
+    if any(finding.tone == "good" for finding in trained) and any(finding.tone == "bad" for finding in costs):
         found.append(
             Finding(
                 "bad",

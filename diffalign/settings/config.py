@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -35,6 +35,10 @@ class RunConfig(SharedConfig):
     # what is trained, by what, from what
     lora: LoraConfig | None = LoraConfig()
     algorithm: Named
+    rewards: dict[str, RewardSpec] = Field(default_factory=dict)
+    preferences: str | None = None
+    voters: dict[str, NotNegative] = Field(default_factory=dict)
+    wait: bool = False
     prompts: str
     eval_rewards: dict[str, RewardSpec] = Field(min_length=1)
     heldout_prompts: str
@@ -76,6 +80,42 @@ class RunConfig(SharedConfig):
     def _algorithm(cls, value: Named) -> Named:
         return makes(value, registry.algorithm)
 
+    @field_validator("preferences")
+    @classmethod
+    def _people_or_rewards(cls, value: str | None, info: ValidationInfo) -> str | None:
+        rewards, chosen = info.data.get("rewards"), info.data.get("algorithm")
+        if value is None and rewards == {}:
+            raise ValueError(
+                "is not given, and neither are `rewards`: say what to learn from, votes or rewards"
+            )
+        if value is not None and rewards:
+            raise ValueError(
+                "stands in place of `rewards`; put those under `eval_rewards`, where they only judge"
+            )
+        if value is not None and chosen and chosen.name != "d3po":
+            raise ValueError(f"holds people's votes, which d3po learns from, and {chosen.name} does not")
+        return value
+
+    @field_validator("voters", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        named = [value] if isinstance(value, str) else value
+        return dict.fromkeys(named, 1.0) if isinstance(named, list) else named
+
+    @field_validator("voters", "wait")
+    @classmethod
+    def _of_votes(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("preferences", "") is None:
+            raise ValueError("says how votes are used, and there are none: give `preferences`")
+        return value
+
+    @field_validator("wait")
+    @classmethod
+    def _counts_alike(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and len(set(info.data.get("voters", {}).values())) > 1:
+            raise ValueError("takes every vote of a round as it comes; leave the weights out of `voters`")
+        return value
+
     @field_validator("diversity")
     @classmethod
     def _embeds(cls, value: str | None) -> str | None:
@@ -108,6 +148,8 @@ class RunConfig(SharedConfig):
                 raise ValueError(
                     f"is {value}, but {chosen.name} compares pictures of one prompt; make it {needed} or more"
                 )
+        if value != 2 and info.data.get("preferences"):
+            raise ValueError(f"is {value}, but a vote is about a pair of pictures; make it 2")
         if value < 2 and info.data.get("normalize", "none") != "none":
             raise ValueError("is 1, but `normalize` compares pictures of one prompt; make it 2 or more")
         return value

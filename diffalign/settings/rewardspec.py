@@ -87,8 +87,8 @@ def _identity(spec: RewardSpec) -> str:
 def combinable(combine: Named, data: Mapping[str, Any]) -> Named:
     """The combiner as it is, if it fits the rewards, `normalize` and `calibrate`."""
     rewards: Mapping[str, RewardSpec] | None = data.get("rewards")
-    if rewards is None or "normalize" not in data or "calibrate" not in data:
-        return combine  # what is wrong with those is said already
+    if not rewards or "normalize" not in data or "calibrate" not in data:
+        return combine  # nothing to combine, or what is wrong with those is said already
     if found := _misfits(combine, rewards, data):
         raise Rejected(found)
     return combine

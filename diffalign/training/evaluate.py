@@ -157,30 +157,25 @@ class Evaluator:
     def compare(self, sheet: Sheet) -> dict[str, float]:
         """The metrics of an evaluation round: every held-out score, gain and win rate of the total."""
         base = self.base or self.measure_base()
-        total, before = self.total(sheet.scores), self.total(base.scores)
-        row = {"heldout/diversity": sheet.diversity, **_moments("total", before, total)}
+        row = {"heldout/diversity": sheet.diversity}
         for label, values in sheet.scores.items():
             row |= _moments(label, base.scores[label], values)
         for label, value in sheet.sets.items():
             row |= {f"heldout/{label}/set": value, f"heldout/{label}/set_base": base.sets[label]}
+        if not self.run.reward.rewards:
+            return row
+        total, before = self.total(sheet.scores), self.total(base.scores)
         for name, statistic in (("gain_sd", gain), ("win_rate", win_rate)):
             value, (low, high) = statistic(before, total)
             row |= {f"heldout/{name}": value, f"heldout/{name}_low": low, f"heldout/{name}_high": high}
-        return row
+        return row | _moments("total", before, total)
 
     def summary(self, sheet: Sheet) -> dict[str, object]:
         """What summary.json says of the final model."""
         base = self.base or self.measure_base()
-        before, after = self.total(base.scores), self.total(sheet.scores)
-        (gain_sd, gain_ci), (wins, wins_ci) = gain(before, after), win_rate(before, after)
         each = {label: _other(base.scores[label], values) for label, values in sheet.scores.items()}
         return {
-            "heldout_reward_base": float(before.mean()),
-            "heldout_reward": float(after.mean()),
-            "gain_sd": gain_sd,
-            "gain_sd_ci": gain_ci,
-            "win_rate": wins,
-            "win_rate_ci": wins_ci,
+            **self._trained(base, sheet),
             "heldout_parts": {label: each[label] for label in self.run.reward.rewards},
             "heldout_other": {label: each[label] for label in self._of("picture", "group")},
             "heldout_sets": {
@@ -188,6 +183,13 @@ class Evaluator:
             },
             "diversity": {"base": base.diversity, "trained": sheet.diversity},
         }
+
+    def _trained(self, base: Sheet, sheet: Sheet) -> dict[str, object]:
+        """What became of the trained reward; a run that learns from votes has none."""
+        if not self.run.reward.rewards:
+            return {}
+        other = _other(self.total(base.scores), self.total(sheet.scores))
+        return {"heldout_reward_base": other.pop("base"), "heldout_reward": other.pop("trained"), **other}
 
 
 def _moments(label: str, base: Tensor, values: Tensor) -> dict[str, float]:
@@ -199,12 +201,14 @@ def _moments(label: str, base: Tensor, values: Tensor) -> dict[str, float]:
 
 
 def _other(base: Tensor, trained: Tensor) -> dict[str, object]:
-    value, interval = gain(base, trained)
+    (gain_sd, gain_ci), (wins, wins_ci) = gain(base, trained), win_rate(base, trained)
     return {
         "base": float(base.mean()),
         "trained": float(trained.mean()),
-        "gain_sd": value,
-        "gain_sd_ci": interval,
+        "gain_sd": gain_sd,
+        "gain_sd_ci": gain_ci,
+        "win_rate": wins,
+        "win_rate_ci": wins_ci,
     }
 
 

@@ -155,8 +155,10 @@ class Trainer:
         with self.optimizer.averaged():
             sheet = self.latest = self.evaluator.sheet()
             row = self.evaluator.compare(sheet)
-            if self.schedule.keep_best and (
-                self.best is None or self.evaluator.better(sheet.scores, self.best[0])
+            if (
+                self.schedule.keep_best
+                and self.run.reward.rewards
+                and (self.best is None or self.evaluator.better(sheet.scores, self.best[0]))
             ):
                 self.best = (dict(sheet.scores), self.run.round)
                 self._on_main(lambda: self.run.policy.save(self.folder.path / "lora-best"))
