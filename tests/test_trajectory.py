@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -55,3 +57,30 @@ def test_another_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(DiffalignError, match="not a trajectory"):
         Trajectory.load(tmp_path / "x.safetensors")
+
+
+def test_joined_again_a_cut_batch_is_the_same():
+    whole = make()
+    joined = Trajectory.cat([whole[[n]] for n in range(4)])
+    assert joined.prompts == whole.prompts
+    assert joined.seeds == whole.seeds
+    for name in ("states", "log_probs", "group", "total"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+    assert torch.equal(joined.cond.state_dict()["0"], whole.cond.state_dict()["0"])
+
+
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        ("step rule", {"rule": DDIM(1.0)}),
+        ("guidance scale", {"guidance_scale": None}),
+        ("version", {"version": 3}),
+        ("grid", {"grid": replace(make().grid, target="sample")}),
+        ("latents", {"states": torch.zeros(4, 3, 4, 3)}),
+        ("parts", {"rewards": {}}),
+        ("parts", {"reference_log_probs": torch.zeros(4, 2)}),
+    ],
+)
+def test_what_is_of_another_run_is_not_joined(what, other):
+    with pytest.raises(DiffalignError, match=f"of different runs: their {what} is"):
+        Trajectory.cat([make(), replace(make(), **other)])

@@ -5,7 +5,7 @@ A vote has no user of its own: it belongs to the showing that it answers, and so
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 Key = BigInteger().with_variant(Integer, "sqlite")
@@ -26,7 +26,7 @@ class Showing(Base):
     prompt: Mapped[str]
     pictures: Mapped[list[str]] = mapped_column(JSON)
     models: Mapped[list[str]] = mapped_column(JSON)
-    time: Mapped[float]
+    time: Mapped[float] = mapped_column(Double)
     version: Mapped[str]
 
 
@@ -40,9 +40,9 @@ class Answer(Base):
     showing_id: Mapped[int] = mapped_column(ForeignKey("showings.id"))
     attempt: Mapped[int]
     choice: Mapped[str | list[str] | None] = mapped_column(JSON(none_as_null=True))
-    seconds: Mapped[float | None]
+    seconds: Mapped[float | None] = mapped_column(Double)
     token: Mapped[str] = mapped_column(unique=True)
-    time: Mapped[float]
+    time: Mapped[float] = mapped_column(Double)
     version: Mapped[str]
     showing: Mapped[Showing] = relationship()
     undo: Mapped[Undo | None] = relationship(back_populates="answer")
@@ -56,6 +56,6 @@ class Undo(Base):
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     answer_id: Mapped[int] = mapped_column(ForeignKey("answers.id"), unique=True)
     token: Mapped[str] = mapped_column(unique=True)
-    time: Mapped[float]
+    time: Mapped[float] = mapped_column(Double)
     version: Mapped[str]
     answer: Mapped[Answer] = relationship(back_populates="undo")

@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("prompt", sa.String(), nullable=False),
         sa.Column("pictures", sa.JSON(), nullable=False),
         sa.Column("models", sa.JSON(), nullable=False),
-        sa.Column("time", sa.Float(), nullable=False),
+        sa.Column("time", sa.Double(), nullable=False),
         sa.Column("version", sa.String(), nullable=False),
     )
     op.create_table(
@@ -29,9 +29,9 @@ def upgrade() -> None:
         sa.Column("showing_id", Key, sa.ForeignKey("showings.id"), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("choice", sa.JSON(), nullable=True),
-        sa.Column("seconds", sa.Float(), nullable=True),
+        sa.Column("seconds", sa.Double(), nullable=True),
         sa.Column("token", sa.String(), nullable=False, unique=True),
-        sa.Column("time", sa.Float(), nullable=False),
+        sa.Column("time", sa.Double(), nullable=False),
         sa.Column("version", sa.String(), nullable=False),
         sa.UniqueConstraint("showing_id", "attempt"),
     )
@@ -40,6 +40,6 @@ def upgrade() -> None:
         sa.Column("id", Key, primary_key=True),
         sa.Column("answer_id", Key, sa.ForeignKey("answers.id"), nullable=False, unique=True),
         sa.Column("token", sa.String(), nullable=False, unique=True),
-        sa.Column("time", sa.Float(), nullable=False),
+        sa.Column("time", sa.Double(), nullable=False),
         sa.Column("version", sa.String(), nullable=False),
     )
