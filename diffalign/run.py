@@ -87,6 +87,10 @@ class Run:
     def __post_init__(self) -> None:
         self.reward = composed(self.reward)
 
+    def describe(self) -> str:
+        """What a round is made of."""
+        return self.batching.describe(self.accelerator.num_processes)
+
     @property
     def fresh(self) -> bool:
         """Whether the weights are still those of this round's rollout."""

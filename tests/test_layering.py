@@ -23,7 +23,7 @@ LAYERS = [
     "run",
     "evaluate optimize calibrate",
     "algorithms",
-    "task found ledger tree altered mixed guided redraw trainer search seek",
+    "task found ledger tree altered mixed guided redraw voted trainer search seek",
     "arguments registry configfile rewardforms charts",
     "catalog scaffold pictures",
     "scoring",

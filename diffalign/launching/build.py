@@ -142,14 +142,14 @@ def assemble_run(
 def voted(config: RunConfig, run: Run, heldout: list[str], folder: RunFolder) -> Run:
     """The same run, learning from stored votes or from those that people will cast."""
     from diffalign.preferences import Store
-    from diffalign.training.voted import Awaited, Ballots, Stored, Voted, publish
+    from diffalign.training.voted import Awaited, Ballots, Source, Stored, Voted, fixed, publish
 
     store = Store.open(str(config.preferences))
     ballots = Ballots(store, config.model, config.voters, heldout)
-    source = (
-        Awaited(publish(config.model, folder.path / "live"), ballots.pairs)
-        if config.wait
-        else Stored(ballots.check())
+    source: Source = (
+        Stored(fixed(ballots, folder.path / "votes.json", run.accelerator), list(ballots.left_out()))
+        if not config.wait
+        else Awaited(publish(config.model, folder.path / "live"), ballots.pairs)
     )
     own = {f.name: getattr(run, f.name) for f in fields(run)}
     return Voted(**own, store=store, source=source)

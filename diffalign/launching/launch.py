@@ -160,7 +160,7 @@ def _introduce(trainer: Trainer, folder: RunFolder, say: Say) -> None:
     """What is about to happen: the model as it was understood, the batch arithmetic, the place."""
     run = trainer.run
     say(run.policy.describe())
-    say(run.batching.describe(run.accelerator.num_processes))
+    say(run.describe())
     say(f"{trainer.schedule.rounds} rounds into {folder.path}")
 
 

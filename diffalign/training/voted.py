@@ -5,17 +5,20 @@ Dimensions: K pairs of a round, of all processes; B = 2 K' rows, K' of them this
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from diffalign.errors import DiffalignError
+from diffalign.folders.saving import write_text
 from diffalign.models import weights
 from diffalign.preferences import Store
 from diffalign.preferences.vote import Vote
@@ -43,6 +46,10 @@ class Source(Protocol):
         """The pairs of this round, the same on every process."""
         ...
 
+    def describe(self, run: Voted) -> str:
+        """Where they come from, in words."""
+        ...
+
 
 @dataclass
 class Voted(Run):
@@ -50,6 +57,10 @@ class Voted(Run):
 
     store: Store = field(kw_only=True)
     source: Source = field(kw_only=True)
+
+    def describe(self) -> str:
+        """What a round is made of, and how many votes there are."""
+        return f"{super().describe()}\n{self.source.describe(self)}"
 
     def sample(self, *, share_noise: bool = True) -> Trajectory:
         """This process's pairs of the round, a group each: the winner, whose total is 1, then the loser, 0."""
@@ -66,9 +77,15 @@ class Voted(Run):
 
 @dataclass
 class Stored:
-    """A single reading of stored votes: epochs are permutations of the pairs, or draws by their weights."""
+    """Passes over stored votes: permutations of the pairs, or draws by their weights. without: what is left out."""
 
     pairs: Sequence[Pair]
+    without: Sequence[str] = ()
+
+    def describe(self, run: Voted) -> str:
+        """See Source."""
+        passes = f"{len(self.pairs)} preference(s), of which a round takes {run.batching.prompts_per_round}"
+        return "; ".join([passes, *(f"left out: {reason}" for reason in self.without)])
 
     def __call__(self, run: Voted) -> list[Pair]:
         """See Source."""
@@ -93,6 +110,10 @@ class Awaited:
     publish: Callable[[Run], str]
     votes: Callable[[str], list[Pair]]
     pause: float = 1.0
+
+    def describe(self, run: Voted) -> str:
+        """See Source."""
+        return f"every round waits for {run.batching.prompts_per_round} preference(s) on what the last one learned"
 
     def __call__(self, run: Voted) -> list[Pair]:
         """See Source."""
@@ -173,6 +194,14 @@ class Ballots:
                 f"{', '.join(unknown)} never voted in {self.store.database.name}; those who did: "
                 f"{', '.join(sorted(known)) or 'nobody'}."
             )
+
+
+def fixed(ballots: Ballots, path: Path, accelerator: Accelerator) -> list[Pair]:
+    """The pairs as they were when the run began, the same on every process and after a kill; kept in a file."""
+    if accelerator.is_main_process and not path.exists():
+        write_text(path, json.dumps([asdict(pair) for pair in ballots.check()], indent=1))
+    accelerator.wait_for_everyone()
+    return [Pair(**pair) for pair in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def publish(model: str, folder: Path) -> Callable[[Run], str]:
