@@ -13,21 +13,20 @@ without() {
 
 [ -z "${DIFFALIGN_POSTGRES:-}" ] || exec "$@" # there is one already
 
-find_server() { find /usr/lib/postgresql -name initdb -printf '%h\n' 2>/dev/null | sort -V | tail -1; }
+find_server() { { find /usr/lib/postgresql -name initdb -printf "%h\n" 2>/dev/null || true; } | sort -V | tail -1; }
 
 install_server() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
-    export DEBIAN_FRONTEND=noninteractive
     mkdir -p /etc/postgresql-common  # or the package starts a server that nobody asked for
     [ -e /etc/postgresql-common/createcluster.conf ] ||
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } >&2
 }
 
 bin=$(find_server)
 if [ -z "$bin" ]; then
-    install_server || without "it is not installed, and we cannot install Debian's package 'postgresql' here." "$@"
-    bin=$(find_server)
+    install_server && bin=$(find_server)
+    [ -n "$bin" ] || without "it is not installed, and we cannot install Debian's package 'postgresql' here." "$@"
 fi
 
 folder=$(mktemp -d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -180,6 +181,59 @@ def list_everything() -> None:
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="a folder, a hub id or emoji; default the config's")
+    ] = None,
+    votes: Annotated[str, typer.Option(help="the store: a file, or a URL of PostgreSQL")] = "votes.db",
+    pictures: Annotated[
+        str | None, typer.Option(help="the folder of its pictures, beside PostgreSQL")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="anything but this machine's own address needs --auth")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    auth: Annotated[Path | None, typer.Option(help="users and passwords, made by `demo-user`")] = None,
+    training: Annotated[bool, typer.Option(help="whether the app may train")] = True,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="a model, a run's folder or a LoRA to compare; may be given several times"),
+    ] = None,
+    config: Annotated[str, typer.Option(help="how pictures are drawn: a training config")] = "emoji-d3po",
+    train: Annotated[
+        str, typer.Option(help="what is run to train: a config and key=value")
+    ] = "emoji-d3po-votes",
+    runs: Annotated[Path, typer.Option(help="where the runs go")] = Path("runs"),
+) -> None:
+    """Open the app: compare pictures, train from the votes, rank, search, judge models."""
+    _need_gradio()
+    from diffalign_demo.app.options import Options
+    from diffalign_demo.app.server import serve
+
+    serve(
+        Options(
+            model=model, votes=votes, pictures=pictures, host=host, port=port, auth=auth, training=training,
+            judges=tuple(judge or ()), config=config, train=train, runs=runs,
+        ),
+        _say,
+    )  # fmt: skip
+
+
+@app.command()
+def demo_user(
+    name: Annotated[str, typer.Argument(help="who may log in")],
+    auth: Annotated[Path, typer.Option(help="the file of users; made where it is missing")],
+    password: Annotated[str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True)],
+) -> None:
+    """Add a user of the app, or change the password; only its Argon2 hash is kept."""
+    _need_gradio()
+    from diffalign_demo.app.members import add_user
+
+    add_user(auth, name, password)
+    _say(f"{name} may log in now: diffalign demo --auth {auth}")
+
+
+@app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="a packaged config or prompt list")],
     destination: Annotated[Path, typer.Argument(help="a folder or a file")],
@@ -197,6 +251,12 @@ def copy(
         raise DiffalignError(f"the folder {target.parent} does not exist; make it first.")
     shutil.copyfile(files[name], target)
     typer.echo(target)
+
+
+def _need_gradio() -> None:
+    missing = [name for name in ("gradio", "argon2", "itsdangerous") if find_spec(name) is None]
+    if missing:
+        raise DiffalignError(f"the app needs {', '.join(missing)}: pip install 'diffalign[demo]'.")
 
 
 def _say(text: str) -> None:

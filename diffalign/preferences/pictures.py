@@ -63,7 +63,10 @@ class Pictures:
         trajectory: Trajectory | None = None,
         uid: str | None = None,
     ) -> str:
-        """Keep a picture (3, H, W) in [0, 1] and its one-row trajectory; its id. A kill leaves both or neither."""
+        """Keep a picture (3, H, W) in [0, 1] and its trajectory of one row; its id.
+
+        Both are on disk when this returns; a kill leaves no picture without its trajectory.
+        """
         _check(image, trajectory)
         check_text(prompt, "a prompt")
         check_text(model, "a model's name")

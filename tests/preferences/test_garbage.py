@@ -56,6 +56,14 @@ def test_fresh_and_pending_pictures_stay(store):
     store.vote(shown, "ann", "a")
 
 
+def test_a_picture_that_stays_keeps_its_trajectory(store):
+    one = picture(store, trajectory=trajectory())
+    age(store.pictures.folder)
+    os.utime(store.pictures.path(one))
+    assert store.collect_garbage(LEAST) == []
+    assert store.pictures.trajectory(one).prompts == ["a cat"]
+
+
 def test_time_of_grace_is_not_given_away(store):
     with pytest.raises(DiffalignError, match="must be older than 0:05:00"):
         store.collect_garbage(timedelta(0))

@@ -1,0 +1,57 @@
+"""What the app is started with, refused at once where it cannot be safe."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign.errors import DiffalignError
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+OWN_SETTINGS = {"emoji-turbo": ("steps=1", "guidance_scale=1.0", "rule=consistency")}
+"""Packaged models that are not drawn from as the config says."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """config: whose model, steps, rule, guidance and LoRA are drawn with; train: what Align runs, in words.
+
+    votes: a file or a URL of PostgreSQL (with `pictures`, its folder); judges: models, run folders or LoRA folders.
+    """
+
+    model: str | None = None
+    config: str = "emoji-d3po"
+    judges: tuple[str, ...] = ()
+    votes: str = "votes.db"
+    pictures: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    auth: Path | None = None
+    training: bool = True
+    train: str = "emoji-d3po-votes"
+    runs: Path = Path("runs")
+
+    def check(self) -> None:
+        """Refuse to listen to other machines without users and passwords."""
+        if self.auth is None and not is_loopback(self.host):
+            raise DiffalignError(
+                f"--host {self.host} can be reached from other machines, where anybody could vote and train. Make a "
+                "file of users and passwords first: `diffalign demo-user NAME --auth users.json`, then add --auth "
+                "users.json here; or leave --host out."
+            )
+
+    def words(self, model: str | None = None) -> list[str]:
+        """The overrides of the config that make it draw with a model, by default with the app's own."""
+        model = model or self.model
+        return [f"model={model}", *OWN_SETTINGS.get(model, ())] if model else []
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    if host in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,92 @@
+"""Improve: a search for the best picture of a prompt, live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from diffalign_demo.app import markup
+from diffalign_demo.app.events import QUIET, in_words, user_of
+from diffalign_demo.app.improving import METHODS, REWARDS, Frame, Improvement
+from diffalign_demo.app.limits import PROMPT_LENGTH, check_prompt
+from diffalign_demo.app.session import Session
+
+EMPTY = "Press Start: the best picture so far is shown here."
+COLOURS = {"best so far": "#7c3aed", "this sample": "#f59e0b"}
+FIRST_WEIGHTS = (1.0, 0.5, 0.0)
+
+
+def lay_out(session: Session) -> None:
+    """The tab and its events."""
+    models = session.searchers()
+    with gr.Tab("Improve", id="improve"), gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            prompt = gr.Textbox(label="Prompt", value="red apple", max_length=PROMPT_LENGTH)
+            sliders = [
+                gr.Slider(-2, 2, weight, step=0.1, label=f"Weight: {label}")
+                for label, weight in zip(REWARDS, FIRST_WEIGHTS, strict=True)
+            ]
+            method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="Search")
+            model = gr.Dropdown(models, value=models[0], label="Model")
+            count = gr.Slider(10, 100, 50, step=5, label="Samples")
+            with gr.Row():
+                start = gr.Button("Start", variant="primary")
+                stop = gr.Button("Stop")
+        with gr.Column(scale=3, min_width=300):
+            picture = gr.HTML(markup.frame(None, "The best picture so far", EMPTY), elem_id="best-picture")
+            curve = gr.LinePlot(
+                _curve([]), x="sample", y="reward", color="line", height=300, color_map=COLOURS, label="Reward", x_title="Sample",
+                y_title="Reward", show_label=True, buttons=[],
+            )  # fmt: skip
+    asked = [prompt, method, model, count, *sliders]
+    start.click(
+        _start(session), asked, [picture, curve], **QUIET, concurrency_limit=4, concurrency_id="search"
+    )
+    stop.click(_stop(session), None, None, **QUIET)
+
+
+def _start(session: Session) -> Any:
+    @in_words
+    def start(
+        request: gr.Request, prompt: str, method: str, model: str, count: int, *weights: float
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        user, chosen = user_of(request), dict(zip(REWARDS, weights, strict=True))
+        with session.seats.seat(user):
+            search = METHODS[method](int(count))
+            found = Improvement(session.searcher(model), check_prompt(prompt), search, chosen)
+            session.searching[user] = found
+            try:
+                yield from _shown(found)
+            finally:
+                found.stop()
+                del session.searching[user]
+
+    return start
+
+
+def _shown(found: Improvement) -> Iterator[tuple[str, pd.DataFrame]]:
+    frames: list[Frame] = []
+    for frame in found:
+        frames.append(frame)
+        caption = f"{found.prompt}: best reward {frame.best:.3f} of {frame.number} sample(s)"
+        yield markup.frame(frame.picture, caption), _curve(frames)
+
+
+def _stop(session: Session) -> Any:
+    @in_words
+    def stop(request: gr.Request) -> None:
+        if search := session.searching.get(user_of(request)):
+            search.stop()
+
+    return stop
+
+
+def _curve(frames: list[Frame]) -> pd.DataFrame:
+    """The reward of every sample, and the best so far."""
+    rows = [(f.number, f.scores["total"], "this sample") for f in frames] + [
+        (f.number, f.best, "best so far") for f in frames
+    ]
+    return pd.DataFrame(rows, columns=["sample", "reward", "line"])
