@@ -144,7 +144,7 @@ def voted(config: RunConfig, run: Run, heldout: list[str], folder: RunFolder) ->
     from diffalign.preferences import Store
     from diffalign.training.voted import Awaited, Ballots, Source, Stored, Voted, fixed, publish
 
-    store = Store.open(str(config.preferences))
+    store = Store.open(str(config.preferences), pictures=config.pictures)
     ballots = Ballots(store, config.model, config.voters, heldout)
     source: Source = (
         Stored(fixed(ballots, folder.path / "votes.json", run.accelerator), list(ballots.left_out()))

@@ -37,6 +37,7 @@ class RunConfig(SharedConfig):
     algorithm: Named
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
     preferences: str | None = None
+    pictures: str | None = None
     voters: dict[str, NotNegative] = Field(default_factory=dict)
     wait: bool = False
     prompts: str
@@ -102,7 +103,7 @@ class RunConfig(SharedConfig):
         named = [value] if isinstance(value, str) else value
         return dict.fromkeys(named, 1.0) if isinstance(named, list) else named
 
-    @field_validator("voters", "wait")
+    @field_validator("pictures", "voters", "wait")
     @classmethod
     def _of_votes(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("preferences", "") is None:
