@@ -31,8 +31,9 @@ LAYERS = [
     "sharedconfig rewardarg",
     "config searchconfig",
     "build report drawing page outcome gallery",
-    "progress trackers launch build_search searchwords launch_search doctor doctor_text score_text reward_text",
-    "cli cli_reward __main__",
+    "progress trackers launch build_search searchwords launch_search doctor doctor_text score_text"
+    " reward_text votes_text",
+    "cli cli_reward cli_votes __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 FILES = sorted((ROOT / "diffalign").rglob("*.py"))

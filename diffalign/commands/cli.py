@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from diffalign import __version__
-from diffalign.commands import cli_reward
+from diffalign.commands import cli_reward, cli_votes
 from diffalign.errors import DiffalignError, unknown
 from diffalign.ranks import is_main
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_reward.app, name="reward")
+app.add_typer(cli_votes.app, name="votes")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value pairs, such as lr=1e-4 algorithm.beta=0.5")
