@@ -82,12 +82,11 @@ def entries(tuned: bool) -> Iterator[Entry]:
     for k in (4, 16):
         yield Entry(MANY, "FK diff", str(k), lambda k=k: FK(particles=k, **LOOKS))
         yield Entry(MANY, "FK max", str(k), lambda k=k: FK(particles=k, potential="max", **LOOKS))
-    for w in (10.0, 20.0):
-        guide = reward("emoji_noisy_clip", score="style")
-        yield Entry(MANY, f"NRG w={w:g}", "16", lambda w=w, guide=guide: NRG(guide, w, method=BestOfN(16)))
+    guide = reward("emoji_noisy_clip", score="style")
+    yield Entry(MANY, "NRG w=20", "16", lambda: NRG(guide, 20.0, method=BestOfN(16)))
     yield Entry(MANY, "ranking (ZO)", "7", lambda: ZORankSGD(rounds=3, queries=7, top=3))
-    for w in (2.0, 3.0) if tuned else ():
-        yield Entry(MANY, f"RL guidance w={w:g}", "16", lambda w=w: RLGuidance(w, method=BestOfN(16)))
+    if tuned:
+        yield Entry(MANY, "RL guidance w=2", "16", lambda: RLGuidance(2.0, method=BestOfN(16)))
 
 
 def policy(panel: str, tuned: Path | None) -> Policy:
