@@ -25,6 +25,7 @@ from diffalign_demo.app.session import Session
 PATIENCE = 20.0
 """Seconds in which a pair is drawn, or the request is answered with 503."""
 
+Showing = Annotated[int, Field(ge=1, lt=2**63)]
 Token = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[\w-]+$")]
 
 
@@ -47,7 +48,7 @@ class PairOut(Counts):
 class VoteIn(BaseModel):
     """What a user says of a showing; seconds: how long it took; token: new for every vote."""
 
-    showing: int
+    showing: Showing
     choice: Literal["a", "b", "tie", "both_bad"]
     token: Token
     seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
@@ -56,7 +57,7 @@ class VoteIn(BaseModel):
 class SkipIn(BaseModel):
     """The showing that is not voted on."""
 
-    showing: int
+    showing: Showing
 
 
 class UndoIn(BaseModel):

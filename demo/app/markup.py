@@ -60,8 +60,9 @@ def ranking(ascent: Ascent | None) -> str:
 
 def before_after(prompts: Sequence[str], before: Tensor, after: Tensor | None, w: float) -> str:
     """Held-out pictures from the same seeds, the base model's above those at strength w."""
-    rows = [("Before", before, "as the model was")]
-    rows += [(f"After, at strength {w:g}", after, "as it is now")] if after is not None else []
+    rows: list[tuple[str, Tensor | None, str]] = [("Before", before, "as the model was")]
+    title = "After: nothing was trained yet" if after is None else f"After, at strength {w:g}"
+    rows.append((title, after, "as it is now"))
     told = "".join(
         f"<h4>{name}</h4><div class='da-strip'>{_strip(prompts, images, what)}</div>"
         for name, images, what in rows
@@ -113,12 +114,15 @@ def _pick(picture: str, place: int) -> str:
     )
 
 
-def _strip(prompts: Sequence[str], images: Tensor, what: str) -> str:
-    pairs = zip(prompts, images, strict=True)
+def _strip(prompts: Sequence[str], images: Tensor | None, what: str) -> str:
+    """Small pictures with their prompts; empty boxes of the same size where there are none."""
+    inside = ["·"] * len(prompts)
+    if images is not None:
+        alts = [f"{escape(prompt)}, {what}" for prompt in prompts]
+        inside = [f'<img src="{source(x)}" alt="{alt}">' for x, alt in zip(images, alts, strict=True)]
     return "".join(
-        f'<figure class="da-small"><div class="da-box"><img src="{source(image)}" alt="{escape(prompt)}, {what}"></div>'
-        f"<figcaption>{escape(prompt)}</figcaption></figure>"
-        for prompt, image in pairs
+        f'<figure class="da-small"><div class="da-box">{each}</div><figcaption>{escape(prompt)}</figcaption></figure>'
+        for prompt, each in zip(prompts, inside, strict=True)
     )
 
 
