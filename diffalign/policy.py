@@ -203,6 +203,11 @@ class Policy:
         """Take over weights from `adapter_state`."""
         self.adapters.load_state(state)
 
+    @property
+    def version(self) -> str:
+        """Which weights were trained on top of the model, in twelve digits; "" where they change nothing."""
+        return weights.version(self.adapter_state()) if self.differs() else ""
+
     def save(self, folder: str | Path) -> None:
         """Write the trained weights in diffusers' format."""
         weights.save(self.adapters, self.shell.pipeline_class, Path(folder))

@@ -17,7 +17,7 @@ LAYERS = [
     "steps combine lagrangian measure compose overlap wire batcher exchange remote subject differences conformance"
     " cost",
     "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
-    " quantize schedulers shell stub template trajectory weights",
+    " quantize schedulers shell stub template trajectory weights comfy",
     "walk recompute",
     "preferences prompts plugins checkpoint metrics isolated saving folder runfolder searchfolder",
     "run",

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from diffalign.algorithms.d3po import D3PO
 from diffalign.errors import DiffalignError
-from diffalign.models import weights
 from diffalign.policy import LoraSpec, Policy
 from diffalign.preferences import Store
 from diffalign.rewarding.compose import Composite
@@ -180,6 +179,8 @@ def test_a_round_with_people_waits_for_votes_on_what_was_published(store, policy
     )
     assert run.source(run) == ballots.pairs()
     run.round = 1
+    with torch.no_grad():
+        policy.trainable()[1].add_(0.01)
     got: list[list[Pair]] = []
     waiting = threading.Thread(target=lambda: got.append(run.source(run)))
     waiting.start()
@@ -187,7 +188,8 @@ def test_a_round_with_people_waits_for_votes_on_what_was_published(store, policy
         pass
     waiting.join(0.2)
     assert waiting.is_alive()
-    label = weights.label("emoji", live)
+    policy.load(live)
+    label = f"emoji+{policy.version}"
     voted(store, drawn(store, policy, "cat face", 1, model=label))
     waiting.join(10)
     assert got == [ballots.pairs(label)]

@@ -5,7 +5,6 @@ Dimensions: P pictures.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,12 +37,12 @@ class Artist:
 
     def __init__(self, title: str, policy: Policy, rule: StepRule) -> None:
         self.title, self.policy, self.rule, self.turns = title, policy, rule, Turns()
-        self.trained = version(policy)
+        self.trained = policy.version
         _refuse_videos(title, policy)
 
     @property
     def name(self) -> str:
-        """Such as "emoji", or "emoji+1a2b3c4d" where it is tuned."""
+        """Such as "emoji", or "emoji+1a2b3c4d5e6f" where it is tuned."""
         return f"{self.title}+{self.trained}" if self.trained else self.title
 
     @property
@@ -55,7 +54,7 @@ class Artist:
         """Go on with the newest weights of a training run."""
         with self.turns:
             load_trained(self.policy, folder)
-            self.trained = version(self.policy)
+            self.trained = self.policy.version
 
     def pairs(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, Tensor, Trajectory]:
         """(name, pictures (2P, 3, H, W), trajectories (2P)): two of each prompt from one x_T where noise follows."""
@@ -80,16 +79,6 @@ class Artist:
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self.policy.decode(some).cpu() for some in latents.split(BATCH)]).clamp(0, 1)
-
-
-def version(policy: Policy) -> str:
-    """Eight digits of the SHA-256 of the trained weights; none where they change nothing."""
-    if not policy.differs():
-        return ""
-    digest = hashlib.sha256()
-    for name, weights in sorted(policy.adapter_state().items()):
-        digest.update(name.encode() + weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def engage(options: Options, what: str | None = None) -> Artist:

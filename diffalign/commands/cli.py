@@ -234,6 +234,17 @@ def demo_user(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="a run's folder, or one with LoRA weights")],
+    out: Annotated[Path, typer.Option(help="the file, for ComfyUI's folder models/loras")],
+) -> None:
+    """Write a trained LoRA in the key layout that ComfyUI reads."""
+    from diffalign.models import comfy
+
+    typer.echo(comfy.export(folder / "lora" if (folder / "lora").is_dir() else folder, out))
+
+
+@app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="a packaged config or prompt list")],
     destination: Annotated[Path, typer.Argument(help="a folder or a file")],

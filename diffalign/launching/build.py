@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -145,11 +146,12 @@ def voted(config: RunConfig, run: Run, heldout: list[str], folder: RunFolder) ->
     from diffalign.training.voted import Awaited, Ballots, Source, Stored, Voted, fixed, publish
 
     store = Store.open(str(config.preferences), pictures=config.pictures)
-    ballots = Ballots(store, config.model, config.voters, heldout)
+    model = Path(config.model).name
+    ballots = Ballots(store, model, config.voters, heldout)
     source: Source = (
         Stored(fixed(ballots, folder.path / "votes.json", run.accelerator), list(ballots.left_out()))
         if not config.wait
-        else Awaited(publish(config.model, folder.path / "live"), ballots.pairs)
+        else Awaited(publish(model, folder.path / "live"), ballots.pairs)
     )
     own = {f.name: getattr(run, f.name) for f in fields(run)}
     return Voted(**own, store=store, source=source)

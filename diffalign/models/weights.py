@@ -6,9 +6,11 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -57,14 +59,12 @@ def load(adapters: Adapters, folder: Path) -> None:
             set_peft_model_state_dict(module, state, adapter_name=POLICY)
 
 
-def label(model: str, folder: Path | None = None) -> str:
-    """The name of a model, with the beginning of the SHA-256 of the adapter's weights in a folder: its version."""
-    if folder is None:
-        return model
+def version(state: Mapping[str, Tensor]) -> str:
+    """Twelve digits of the SHA-256 of weights by name: equal for equal bits, wherever they are read from."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{model}+{digest.hexdigest()[:12]}"
+    for name, values in sorted(state.items()):
+        digest.update(name.encode() + values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def lora_of(folder: Path) -> LoraSpec:

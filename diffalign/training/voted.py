@@ -19,7 +19,6 @@ from accelerate.utils import broadcast_object_list
 
 from diffalign.errors import DiffalignError
 from diffalign.folders.saving import write_text
-from diffalign.models import weights
 from diffalign.preferences import Store
 from diffalign.preferences.vote import Vote
 from diffalign.run import Run
@@ -208,13 +207,11 @@ def publish(model: str, folder: Path) -> Callable[[Run], str]:
     """What writes a round's policy into a folder of its own, which appears whole, and returns its label."""
 
     def write(run: Run) -> str:
-        if run.round == 0:
-            return weights.label(model)
         own = folder / f"round-{run.round:04d}"
         if not own.exists():
             part = own.with_name(f".{own.name}")
             run.policy.save(part)
             part.rename(own)
-        return weights.label(model, own)
+        return "+".join(filter(None, (model, run.policy.version)))
 
     return write
