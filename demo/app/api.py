@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences.pictures import ID
-from diffalign_demo.app.booth import Offer
+from diffalign_demo.app.booth import Offer, mode_of
 from diffalign_demo.app.choosing import How, Kind, Mode, worth_having
 from diffalign_demo.app.gate import USER
 from diffalign_demo.app.limits import PROMPT_LENGTH, check_prompt
@@ -109,8 +109,8 @@ def router(session: Session) -> APIRouter:
     @api.post("/vote")
     def vote(user: User, vote: VoteIn) -> Counts:
         """Record a vote; it is on disk when this answers."""
-        booth.vote(user, vote.showing, vote.choice, vote.seconds, vote.token)
-        return counts()
+        cast = booth.vote(user, vote.showing, vote.choice, vote.seconds, vote.token)
+        return counts(mode_of(cast))
 
     @api.post("/skip")
     def skip(user: User, skip: SkipIn) -> Counts:
@@ -140,9 +140,9 @@ def router(session: Session) -> APIRouter:
         return Response(blind(booth.store.pictures.read(picture)), media_type="image/png", headers=cached)
 
     @api.get("/lora", response_class=FileResponse)
-    def lora() -> FileResponse:
-        """The newest LoRA that was trained from votes, in diffusers' format."""
-        if (path := session.alignment.lora()) is None:
+    def lora(layout: Literal["diffusers", "comfyui"] = "diffusers") -> FileResponse:
+        """The LoRA that was trained from votes last, with the keys of diffusers or of ComfyUI."""
+        if (path := session.alignment.lora(layout)) is None:
             raise HTTPException(404, "there is no LoRA yet: train one in the tab Align.")
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences import Store, Vote
-from diffalign_demo.app.choosing import Kind
+from diffalign_demo.app.choosing import Kind, Mode
 from diffalign_demo.app.pool import Pool
 from diffalign_demo.app.studio import Pair
 
@@ -84,9 +84,8 @@ class Booth:
             return None
         vote = self.store.undo(user, token=token)
         if vote is not None:
-            mode = "judge" if len(set(vote.models)) > 1 else "train"
             pictures = vote.pictures[0], vote.pictures[1]
-            self._put(user, Offer(vote.showing, vote.prompt, pictures, Kind(mode), again=True))
+            self._put(user, Offer(vote.showing, vote.prompt, pictures, Kind(mode_of(vote)), again=True))
         return vote
 
     def _desk(self, user: str) -> Desk:
@@ -109,3 +108,8 @@ class Booth:
     def _close(self, user: str, showing: int) -> None:
         desk = self._desk(user)
         desk.offers = [offer for offer in desk.offers if offer.showing != showing]
+
+
+def mode_of(vote: Vote) -> Mode:
+    """What a vote was for."""
+    return "judge" if len(set(vote.models)) > 1 else "train"

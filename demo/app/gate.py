@@ -8,17 +8,13 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffalign_demo.app.limits import BODY_BYTES, Rate
 from diffalign_demo.app.members import LASTS, Members
 from diffalign_demo.app.options import LOOPBACK
-
-Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "diffalign"
 USER = "diffalign.user"
@@ -40,7 +36,7 @@ class Gate:
     """With members, users are those who have logged in; without, names that random cookies stand for."""
 
     def __init__(
-        self, app: App, members: Members | None, rate: Rate, hosts: tuple[str, ...] = LOOPBACK
+        self, app: ASGIApp, members: Members | None, rate: Rate, hosts: tuple[str, ...] = LOOPBACK
     ) -> None:
         self.app, self.members, self.rate = app, members, rate
         self.hosts = None if members else hosts

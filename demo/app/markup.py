@@ -142,8 +142,8 @@ def _people(agreed: Agreement, flagged: dict[str, list[str]]) -> str:
     same = (
         f"People agree to α = {agreed.alpha:.2f} (Krippendorff; 1 is always, 0 no more than by chance) on "
         f"{agreed.pairs} pairs that {agreed.users} users saw."
-        if agreed.users
-        else "No pair was seen by two users yet, so nothing can be said about who agrees with whom."
+        if agreed.alpha == agreed.alpha
+        else "No pair was judged by two users who do not always say the same: who agrees with whom cannot be said yet."
     )
     odd = "".join(f"<li><b>{escape(user)}</b> {escape('; '.join(why))}</li>" for user, why in flagged.items())
     told = f"<p>Answers that look random (they are counted all the same):</p><ul>{odd}</ul>" if odd else ""

@@ -35,7 +35,7 @@ class Server:
     """A process that is started with a command, killed, and started again at the same port."""
 
     def __init__(self, command: list[str], port: int, log: Path) -> None:
-        self.command, self.port, self.log = command, port, log
+        self.command, self.port, self.log, self.folder = command, port, log, log.parent
         self.url = f"http://127.0.0.1:{port}"
         self.start()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app.serving import Server, painting, scribbling
+from app.scribble import session
+from app.serving import Server, painting, scribbling, within
+from safetensors.torch import load_file
 
 from diffalign.preferences import Store
 
@@ -18,7 +21,7 @@ sync_api = pytest.importorskip(
 )
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
-TINY = "emoji-d3po rounds=1 prompts_per_round=2 images_per_prompt=2 heldout_limit=2 updates_per_round=1"
+TINY = "emoji-d3po-votes preferences={votes} rounds=2 prompts_per_round=4 heldout_limit=2 lr=0.002"
 DESK, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 TABS = ("Compare", "Rank", "Improve", "Align", "Arena")
 
@@ -38,14 +41,21 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
+@dataclass
+class Place:
+    """Where an app is, and where its votes are."""
+
+    url: str
+    folder: Path
+
+
 @pytest.fixture
-def noise(tmp_path: Path) -> Iterator[Server]:
-    server = scribbling(tmp_path)
-    yield server
-    server.stop()
+def noise(tmp_path: Path) -> Iterator[Place]:
+    with within(session(tmp_path, ("other",))) as url:
+        yield Place(url, tmp_path)
 
 
-def opened(browser: Any, server: Server, **options: Any) -> Any:
+def opened(browser: Any, server: Server | Place, **options: Any) -> Any:
     page = browser.new_context(viewport=DESK, **options).new_page()
     page.set_default_timeout(60_000)
     page.goto(server.url)
@@ -65,8 +75,8 @@ def following(page: Any, showing: int) -> int:
     return ready(page)
 
 
-def kept(server: Server) -> list[Any]:
-    store = Store.open(server.log.parent / "votes.db")
+def kept(server: Server | Place) -> list[Any]:
+    store = Store.open(server.folder / "votes.db")
     votes = store.votes()
     store.close()
     return votes
@@ -76,7 +86,7 @@ def to_tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def test_voting_by_mouse_and_by_keys(browser: Any, noise: Server):
+def test_voting_by_mouse_and_by_keys(browser: Any, noise: Place):
     page, said = opened(browser, noise), {}
     for click in (".da-side[data-choice=a]", ".da-button[data-choice=b]", ".da-button[data-choice=tie]"):
         showing = ready(page)
@@ -98,7 +108,7 @@ def test_voting_by_mouse_and_by_keys(browser: Any, noise: Server):
     assert all(0.2 < vote.seconds < 60 for vote in kept(noise))
 
 
-def test_undoing_skipping_and_double_clicks(browser: Any, noise: Server):
+def test_undoing_skipping_and_double_clicks(browser: Any, noise: Place):
     page = opened(browser, noise)
     first = ready(page)
     page.dblclick(".da-side[data-choice=a]")
@@ -116,7 +126,7 @@ def test_undoing_skipping_and_double_clicks(browser: Any, noise: Server):
     assert len(kept(noise)) == 1
 
 
-def test_keys_do_nothing_while_somebody_types(browser: Any, noise: Server):
+def test_keys_do_nothing_while_somebody_types(browser: Any, noise: Place):
     page = opened(browser, noise)
     showing = ready(page)
     page.click(".da-own input")
@@ -129,7 +139,7 @@ def test_keys_do_nothing_while_somebody_types(browser: Any, noise: Server):
     assert int(page.get_attribute(".da-compare", "data-showing")) == showing
 
 
-def test_own_prompts_are_shown_as_they_are_written(browser: Any, noise: Server):
+def test_own_prompts_are_shown_as_they_are_written(browser: Any, noise: Place):
     page, prompt = opened(browser, noise), "<img src=x onerror='document.title=1'>"
     showing = ready(page)
     page.fill(".da-own input", prompt)
@@ -139,7 +149,7 @@ def test_own_prompts_are_shown_as_they_are_written(browser: Any, noise: Server):
     assert page.title() == "diffalign"
 
 
-def test_reloading_in_the_middle_shows_the_same_pair(browser: Any, noise: Server):
+def test_reloading_in_the_middle_shows_the_same_pair(browser: Any, noise: Place):
     page = opened(browser, noise)
     showing, pictures = ready(page), [i.get_attribute("src") for i in page.query_selector_all(".da-side img")]
     page.reload()
@@ -147,7 +157,7 @@ def test_reloading_in_the_middle_shows_the_same_pair(browser: Any, noise: Server
     assert [image.get_attribute("src") for image in page.query_selector_all(".da-side img")] == pictures
 
 
-def test_two_browsers_at_once_are_two_users(browser: Any, noise: Server):
+def test_two_browsers_at_once_are_two_users(browser: Any, noise: Place):
     pages = [opened(browser, noise) for _ in range(2)]
     showings = [ready(page) for page in pages]
     assert showings[0] != showings[1]
@@ -160,18 +170,23 @@ def test_two_browsers_at_once_are_two_users(browser: Any, noise: Server):
     assert len({vote.user for vote in votes.values()}) == 2
 
 
-def test_a_server_that_is_killed_loses_no_vote(browser: Any, noise: Server):
-    page = opened(browser, noise)
-    showing = ready(page)
-    noise.kill()
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.querySelector('.da-status').innerText.includes('cannot be reached')")
-    noise.start()
-    following(page, showing)
-    assert [(vote.showing, vote.choice) for vote in kept(noise)] == [(showing, "a")]
+@pytest.mark.slow
+def test_a_server_that_is_killed_loses_no_vote(browser: Any, tmp_path: Path):
+    server = scribbling(tmp_path)
+    try:
+        page = opened(browser, server)
+        showing = ready(page)
+        server.kill()
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function("document.querySelector('.da-status').innerText.includes('cannot be reached')")
+        server.start()
+        following(page, showing)
+    finally:
+        server.stop()
+    assert [(vote.showing, vote.choice) for vote in kept(server)] == [(showing, "a")]
 
 
-def test_nothing_jumps_and_nothing_is_wider_than_a_phone(browser: Any, noise: Server):
+def test_nothing_jumps_and_nothing_is_wider_than_a_phone(browser: Any, noise: Place):
     page = opened(browser, noise)
     boxes = "[...document.querySelectorAll('.da-button, .da-box')].map((e) => e.getBoundingClientRect().top)"
     page.wait_for_selector(".da-compare")
@@ -188,7 +203,7 @@ def test_nothing_jumps_and_nothing_is_wider_than_a_phone(browser: Any, noise: Se
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
 
 
-def test_every_control_has_a_name(browser: Any, noise: Server):
+def test_every_control_has_a_name(browser: Any, noise: Place):
     page = opened(browser, noise)
     ready(page)
     nameless = """[...document.querySelectorAll('button, input, select, textarea')].filter((e) => e.offsetParent
@@ -241,23 +256,37 @@ def test_reno_changes_the_picture_and_can_be_stopped(browser: Any, app: Server):
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_training_changes_the_pictures_and_gives_a_lora(browser: Any, app: Server, tmp_path: Path):
+def test_votes_train_the_model_and_give_a_lora(browser: Any, app: Server, tmp_path: Path):
     page = opened(browser, app, accept_downloads=True)
+    for _ in range(6):
+        showing = ready(page)
+        page.keyboard.press("ArrowLeft")
+        following(page, showing)
     to_tab(page, "Align")
     page.wait_for_selector("text=nothing was trained yet")
     page.click("text=Train from the votes")
     page.wait_for_selector("text=After, at strength 1", timeout=300_000)
     page.wait_for_selector("text=Done", timeout=300_000)
-    with page.expect_download() as download:
-        page.click("text=Download the LoRA")
-    download.value.save_as(tmp_path / "pytorch_lora_weights.safetensors")
-    assert (tmp_path / "pytorch_lora_weights.safetensors").stat().st_size > 100_000
-    strips = page.query_selector_all(".da-strip")
-    before, after = (
-        [image.get_attribute("src") for image in strip.query_selector_all("img")] for strip in strips
-    )
+    before, after = strips(page)
     assert len(before) == len(after) == 8
     assert before != after
+    states = {name: downloaded(page, name, tmp_path) for name in ("diffusers", "ComfyUI")}
+    assert all(key.startswith("unet.") for key in states["diffusers"])
+    assert all(key.startswith("lora_unet_") for key in states["ComfyUI"])
     to_tab(page, "Compare")
     page.select_option(".da-mode", "judge")
     ready(page)
+    models = {vote.models for vote in kept(app)}
+    assert models == {("emoji", "emoji")}
+
+
+def strips(page: Any) -> list[list[str]]:
+    found = page.query_selector_all(".da-strip")
+    return [[image.get_attribute("src") for image in strip.query_selector_all("img")] for strip in found]
+
+
+def downloaded(page: Any, layout: str, folder: Path) -> dict[str, Any]:
+    with page.expect_download() as download:
+        page.click(f"text=Download the LoRA ({layout})")
+    download.value.save_as(folder / layout)
+    return load_file(folder / layout)

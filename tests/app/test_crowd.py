@@ -108,6 +108,7 @@ def test_fifty_voters_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         )
 
 
+@pytest.mark.slow
 def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path):
     server, votes = scribbling(tmp_path), 6
     try:

@@ -16,6 +16,7 @@ from app.scribble import session
 from app.serving import CLIENT, within
 from sqlalchemy import event
 
+from diffalign_demo.app import tab_align
 from diffalign_demo.app.limits import BODY_BYTES, Rate
 from diffalign_demo.app.members import Members, add_user
 from diffalign_demo.app.session import Session
@@ -308,11 +309,21 @@ def test_a_missing_picture_is_told(ada: httpx.Client, running: Session):
 
 def test_training_can_be_switched_off(tmp_path: Path):
     made = session(tmp_path, training=False)
-    from diffalign_demo.app.tab_align import _train
-
-    with within(made):
-        _train(made)()
+    with within(made) as url, client_of(url) as client:
+        trained = _event(client, "Train from the votes", [tab_align.EVERYBODY, False])
+    assert "No training run yet" in trained
     assert made.alignment.training.folder is None
+
+
+def _event(client: httpx.Client, button: str, data: list[object]) -> str:
+    """What Gradio's event of a button answers, asked for as its own page does."""
+    config = client.get("/config").json()
+    (number,) = [c["id"] for c in config["components"] if c["props"].get("value") == button]
+    (event,) = [d["id"] for d in config["dependencies"] if [number, "click"] in d["targets"]]
+    body = {"data": data, "fn_index": event, "session_hash": "abcdefghij", "trigger_id": number}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abcdefghij"}) as stream:
+        return next(line for line in stream.iter_lines() if "process_completed" in line)
 
 
 def test_many_requests_of_one_user_get_one_pair(url: str, ada: httpx.Client):

@@ -105,8 +105,19 @@ def test_what_cannot_be_drawn_is_told_and_tried_again(pool: Pool, paint: Paint):
     with pytest.raises(DiffalignError, match="out of paint"):
         pool.take("ada", TRAIN, 5)
     paint.problem = None
-    assert eventually(lambda: pool.problem is None)
+    assert eventually(lambda: not pool._problems)
     assert pool.take("ada", TRAIN, 5)
+
+
+def test_a_prompt_that_fails_is_its_users_problem_alone(pool: Pool, paint: Paint):
+    pool.take("bob", TRAIN, 5)
+    paint.problem = DiffalignError("unspeakable")
+    pool.ask("ada", TRAIN, "what")
+    with pytest.raises(DiffalignError, match="unspeakable"):
+        pool.take("ada", TRAIN, 5)
+    paint.problem = None
+    assert pool.take("bob", TRAIN, 5)
+    assert pool.take("ada", TRAIN, 5).prompt == "any"
 
 
 def test_what_is_not_drawn_in_time_is_none(pool: Pool, paint: Paint):
