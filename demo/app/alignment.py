@@ -11,10 +11,12 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from diffalign.errors import DiffalignError
+from diffalign.models import comfy
 from diffalign.models.weights import LORA_FILE
 from diffalign.seeds import derive
 from diffalign_demo.app.pool import Pool
@@ -30,7 +32,8 @@ class Alignment:
 
     def __init__(self, training: Training, studio: Studio, pool: Pool, heldout: Sequence[str]) -> None:
         self.training, self.studio, self.heldout = training, studio, list(heldout)
-        self._pool, self._seen, self._closed = pool, "", threading.Event()
+        self._pool, self._closed = pool, threading.Event()
+        self._seen: Path | None = None
         self.problem = ""
         self._drawn = lru_cache(maxsize=32)(self._draw)
         threading.Thread(target=self._watch, name="weights", daemon=True).start()
@@ -40,11 +43,12 @@ class Alignment:
         trained = self.studio.main.trained
         return self._drawn(trained, w if trained else 0.0)
 
-    def lora(self) -> Path | None:
-        """The finished LoRA in diffusers' format."""
-        folder = self.training.folder
-        path = folder.path / "lora" / LORA_FILE if folder else None
-        return path if path and path.is_file() else None
+    def lora(self, layout: Literal["diffusers", "comfyui"] = "diffusers") -> Path | None:
+        """The file of the finished LoRA, with the keys of diffusers or of ComfyUI."""
+        run = self.training.folder
+        if run is None or not (path := run.path / "lora" / LORA_FILE).is_file():
+            return None
+        return path if layout == "diffusers" else comfy.export(path.parent, run.path / "comfyui.safetensors")
 
     def close(self) -> None:
         """Stop watching, and stop the run."""
@@ -53,11 +57,11 @@ class Alignment:
 
     def look(self) -> None:
         """Take over the weights where there are newer ones."""
-        folder, found = self.training.folder, self.training.weights()
-        if folder is None or found in ("", self._seen):
+        run, newest = self.training.folder, self.training.newest()
+        if run is None or newest in (None, self._seen):
             return
-        self.studio.main.load(folder)
-        self._seen, self.problem = found, ""
+        self.studio.main.load(run, None if newest.parent == run.checkpoints else newest)
+        self._seen, self.problem = newest, ""
         self._pool.clear()
 
     def _watch(self) -> None:

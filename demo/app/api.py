@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences.pictures import ID
-from diffalign_demo.app.booth import Offer
+from diffalign_demo.app.booth import Offer, mode_of
 from diffalign_demo.app.choosing import How, Kind, Mode, worth_having
 from diffalign_demo.app.gate import USER
 from diffalign_demo.app.limits import PROMPT_LENGTH, check_prompt
@@ -25,6 +25,7 @@ from diffalign_demo.app.session import Session
 PATIENCE = 20.0
 """Seconds in which a pair is drawn, or the request is answered with 503."""
 
+Showing = Annotated[int, Field(ge=1, lt=2**63)]
 Token = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[\w-]+$")]
 
 
@@ -47,7 +48,7 @@ class PairOut(Counts):
 class VoteIn(BaseModel):
     """What a user says of a showing; seconds: how long it took; token: new for every vote."""
 
-    showing: int
+    showing: Showing
     choice: Literal["a", "b", "tie", "both_bad"]
     token: Token
     seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
@@ -56,7 +57,7 @@ class VoteIn(BaseModel):
 class SkipIn(BaseModel):
     """The showing that is not voted on."""
 
-    showing: int
+    showing: Showing
 
 
 class UndoIn(BaseModel):
@@ -108,8 +109,8 @@ def router(session: Session) -> APIRouter:
     @api.post("/vote")
     def vote(user: User, vote: VoteIn) -> Counts:
         """Record a vote; it is on disk when this answers."""
-        booth.vote(user, vote.showing, vote.choice, vote.seconds, vote.token)
-        return counts()
+        cast = booth.vote(user, vote.showing, vote.choice, vote.seconds, vote.token)
+        return counts(mode_of(cast))
 
     @api.post("/skip")
     def skip(user: User, skip: SkipIn) -> Counts:
@@ -139,9 +140,9 @@ def router(session: Session) -> APIRouter:
         return Response(blind(booth.store.pictures.read(picture)), media_type="image/png", headers=cached)
 
     @api.get("/lora", response_class=FileResponse)
-    def lora() -> FileResponse:
-        """The newest LoRA that was trained from votes, in diffusers' format."""
-        if (path := session.alignment.lora()) is None:
+    def lora(layout: Literal["diffusers", "comfyui"] = "diffusers") -> FileResponse:
+        """The LoRA that was trained from votes last, with the keys of diffusers or of ComfyUI."""
+        if (path := session.alignment.lora(layout)) is None:
             raise HTTPException(404, "there is no LoRA yet: train one in the tab Align.")
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 

@@ -50,10 +50,13 @@ class Artist:
         """Whether its steps have log-probabilities, so that votes on its pictures can train it."""
         return bool(len(stochastic(self.rule, self.policy.grid)))
 
-    def load(self, folder: RunFolder) -> None:
-        """Go on with the newest weights of a training run."""
+    def load(self, run: RunFolder, lora: Path | None = None) -> None:
+        """Go on with the weights of a training run, or with a LoRA of it."""
         with self.turns:
-            load_trained(self.policy, folder)
+            if lora:
+                self.policy.load(lora)
+            else:
+                load_trained(self.policy, run)
             self.trained = self.policy.version
 
     def pairs(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, Tensor, Trajectory]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences import Store, Vote
-from diffalign_demo.app.choosing import Kind
+from diffalign_demo.app.choosing import Kind, Mode
 from diffalign_demo.app.pool import Pool
+from diffalign_demo.app.studio import Pair
 
 REMEMBERED = 10_000
 """Users whose open pairs are remembered; the others get new ones."""
@@ -28,21 +28,32 @@ class Offer:
     again: bool = False
 
 
+@dataclass
+class Desk:
+    """A user's open pairs, the one to show last; `turn` is held by the request that looks for another."""
+
+    offers: list[Offer] = field(default_factory=list)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Booth:
     """A pair stays a user's own until it is voted on or skipped: reloading the page shows it again."""
 
     def __init__(self, store: Store, pool: Pool) -> None:
         self.store, self.pool = store, pool
-        self._open: OrderedDict[str, list[Offer]] = OrderedDict()
+        self._desks: OrderedDict[str, Desk] = OrderedDict()
         self._lock, self._sides = threading.Lock(), random.SystemRandom()
 
     def next(self, user: str, kind: Kind, seconds: float) -> Offer | None:
         """What the user is to compare now; None where nothing was drawn in so many seconds."""
-        if not self.pool.has_own(user) and (offer := self._top(user, kind)):
-            return offer
-        pair = self.pool.take(user, kind, seconds)
-        if pair is None:
-            return None
+        with self._desk(user).turn:
+            if not self.pool.has_own(user) and (offer := self._top(user, kind)):
+                return offer
+            pair = self.pool.take(user, kind, seconds)
+            return None if pair is None else self._offered(user, pair)
+
+    def _offered(self, user: str, pair: Pair) -> Offer:
+        """A new showing of a pair, its sides drawn by lot."""
         one, other = self._sides.sample(pair.pictures, 2)
         showing = self.store.show(user, [one, other])
         offer = Offer(showing, pair.prompt, (one, other), pair.kind)
@@ -73,29 +84,32 @@ class Booth:
             return None
         vote = self.store.undo(user, token=token)
         if vote is not None:
-            mode = "judge" if len(set(vote.models)) > 1 else "train"
             pictures = vote.pictures[0], vote.pictures[1]
-            self._put(user, Offer(vote.showing, vote.prompt, pictures, Kind(mode), again=True))
+            self._put(user, Offer(vote.showing, vote.prompt, pictures, Kind(mode_of(vote)), again=True))
         return vote
+
+    def _desk(self, user: str) -> Desk:
+        with self._lock:
+            desk = self._desks.pop(user, None) or Desk()
+            self._desks[user] = desk
+            if len(self._desks) > REMEMBERED:
+                self._desks.popitem(last=False)
+            return desk
 
     def _top(self, user: str, kind: Kind) -> Offer | None:
         """The open pair that was put there last, of those of the kind and those that were undone."""
-        with self._lock:
-            mine = self._open.get(user, [])
-            return next((o for o in reversed(mine) if o.again or o.kind == kind), None)
+        mine = self._desk(user).offers
+        return next((o for o in reversed(mine) if o.again or o.kind == kind), None)
 
     def _put(self, user: str, offer: Offer) -> None:
-        with self._lock:
-            others = [o for o in self._open.pop(user, []) if o.showing != offer.showing]
-            self._open[user] = [*others, offer]
-            while len(self._open) > REMEMBERED:
-                self._open.popitem(last=False)
+        self._close(user, offer.showing)
+        self._desk(user).offers.append(offer)
 
     def _close(self, user: str, showing: int) -> None:
-        with self._lock:
-            self._open[user] = [o for o in self._open.get(user, []) if o.showing != showing]
+        desk = self._desk(user)
+        desk.offers = [offer for offer in desk.offers if offer.showing != showing]
 
 
-def decided(votes: Sequence[Vote]) -> int:
-    """How many votes say which picture is better."""
-    return sum(bool(vote.pairs()) for vote in votes)
+def mode_of(vote: Vote) -> Mode:
+    """What a vote was for."""
+    return "judge" if len(set(vote.models)) > 1 else "train"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from diffalign.preferences import Vote, bradley_terry
+from diffalign.preferences import Score, Vote, bradley_terry
 from diffalign.preferences.scores import NORMAL_95, PRIOR
 
 Mode = Literal["train", "judge"]
@@ -70,5 +70,5 @@ def worth_having(mode: Mode, models: int) -> int:
     return WORTH_TRAINING if mode == "train" else WORTH_JUDGING * max(1, models - 1)
 
 
-def _deviation(known: dict, model: str) -> float:
+def _deviation(known: Mapping[str, Score], model: str) -> float:
     return (known[model].high - known[model].low) / 2 / NORMAL_95 if model in known else PRIOR

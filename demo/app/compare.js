@@ -81,7 +81,7 @@ async function vote(choice) {
 
 async function settle(request) {
   try {
-    count(await request());
+    await request();
     await next();
   } catch (error) {
     if (error.status === 409) { await next(); say(error.message); return; }

@@ -7,23 +7,22 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffalign_demo.app.limits import BODY_BYTES, Rate
 from diffalign_demo.app.members import LASTS, Members
 from diffalign_demo.app.options import LOOPBACK
-
-Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "diffalign"
 USER = "diffalign.user"
 """Where the user's name stands in a request's scope."""
 CLOSED = re.compile(r"/+(gradio_api/+)?(upload|proxy=|stream|process_recording|vibe-|call|run|api_info)")
 """Doors of Gradio that the app has no use for."""
+AT_ONCE = 4
+"""Requests to the API that are answered at once for one user: who waits for a pair holds a thread."""
 OPEN = ("/login", "/favicon.ico")
 """What is answered to those who have not logged in."""
 SECURITY = [
@@ -37,10 +36,11 @@ class Gate:
     """With members, users are those who have logged in; without, names that random cookies stand for."""
 
     def __init__(
-        self, app: App, members: Members | None, rate: Rate, hosts: tuple[str, ...] = LOOPBACK
+        self, app: ASGIApp, members: Members | None, rate: Rate, hosts: tuple[str, ...] = LOOPBACK
     ) -> None:
         self.app, self.members, self.rate = app, members, rate
         self.hosts = None if members else hosts
+        self._busy = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -54,7 +54,17 @@ class Gate:
         if refusal := self._refusal(request, user):
             return await answer(send, *refusal)
         new = cookie if not self.members and not request.cookie else None
-        await self.app(scope, limited(receive), marked(send, new, scope["scheme"] == "https"))
+        sending = marked(send, new, scope["scheme"] == "https")
+        if not request.api:
+            return await self.app(scope, limited(receive), sending)
+        who = user or request.client
+        self._busy[who] += 1
+        try:
+            await self.app(scope, limited(receive), sending)
+        finally:
+            self._busy[who] -= 1
+            if not self._busy[who]:
+                del self._busy[who]
 
     def _user(self, cookie: str | None) -> str | None:
         if cookie is None:
@@ -73,9 +83,10 @@ class Gate:
             return (
                 (303, "log in first.", {"location": "/login"}) if request.page else (401, "log in first.", {})
             )
-        wait = self.rate.wait(user or request.client) if request.counts else 0
-        if wait:
-            return 429, "one request at a time, please.", {"retry-after": str(math.ceil(wait))}
+        who = user or request.client
+        wait = self.rate.wait(who) if request.counts else 0.0
+        if wait or (request.api and self._busy[who] >= AT_ONCE):
+            return 429, "that was too fast; trying again …", {"retry-after": str(math.ceil(wait) or 1)}
         return None
 
 
@@ -91,7 +102,8 @@ class Request:
         self.size = int(length) if length.isdecimal() else BODY_BYTES + 1
         self.cookie = _cookie(headers.get("cookie", ""))
         self.page = self.method == "GET" and "text/html" in headers.get("accept", "")
-        self.counts = self.path.startswith("/api/") or self.method not in ("GET", "HEAD")
+        self.api = self.path.startswith("/api/")
+        self.counts = self.api or self.method not in ("GET", "HEAD")
 
 
 def guest(cookie: str) -> str:

@@ -86,7 +86,7 @@ class Improvement:
             self.stop()
 
     def _run(self) -> None:
-        """The whole search, in its thread. Others get the model when it ends: it holds many steps' gradients."""
+        """The whole search, in its thread; after every sample others may use the model."""
         try:
             with self.artist.turns:
                 policy = self.artist.policy
@@ -109,6 +109,7 @@ class Improvement:
         self._put(Frame(self._count, scores, best.total(0), picture))
         if self._stopped.is_set():
             raise Stopped
+        self.artist.turns.let()
 
     def _put(self, frame: Frame | Exception | None) -> None:
         """Hand a frame over; where nobody takes it any more, the search ends."""

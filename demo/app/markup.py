@@ -60,8 +60,9 @@ def ranking(ascent: Ascent | None) -> str:
 
 def before_after(prompts: Sequence[str], before: Tensor, after: Tensor | None, w: float) -> str:
     """Held-out pictures from the same seeds, the base model's above those at strength w."""
-    rows = [("Before", before, "as the model was")]
-    rows += [(f"After, at strength {w:g}", after, "as it is now")] if after is not None else []
+    rows: list[tuple[str, Tensor | None, str]] = [("Before", before, "as the model was")]
+    title = "After: nothing was trained yet" if after is None else f"After, at strength {w:g}"
+    rows.append((title, after, "as it is now"))
     told = "".join(
         f"<h4>{name}</h4><div class='da-strip'>{_strip(prompts, images, what)}</div>"
         for name, images, what in rows
@@ -113,12 +114,15 @@ def _pick(picture: str, place: int) -> str:
     )
 
 
-def _strip(prompts: Sequence[str], images: Tensor, what: str) -> str:
-    pairs = zip(prompts, images, strict=True)
+def _strip(prompts: Sequence[str], images: Tensor | None, what: str) -> str:
+    """Small pictures with their prompts; empty boxes of the same size where there are none."""
+    inside = ["·"] * len(prompts)
+    if images is not None:
+        alts = [f"{escape(prompt)}, {what}" for prompt in prompts]
+        inside = [f'<img src="{source(x)}" alt="{alt}">' for x, alt in zip(images, alts, strict=True)]
     return "".join(
-        f'<figure class="da-small"><div class="da-box"><img src="{source(image)}" alt="{escape(prompt)}, {what}"></div>'
-        f"<figcaption>{escape(prompt)}</figcaption></figure>"
-        for prompt, image in pairs
+        f'<figure class="da-small"><div class="da-box">{each}</div><figcaption>{escape(prompt)}</figcaption></figure>'
+        for prompt, each in zip(prompts, inside, strict=True)
     )
 
 
@@ -138,8 +142,8 @@ def _people(agreed: Agreement, flagged: dict[str, list[str]]) -> str:
     same = (
         f"People agree to α = {agreed.alpha:.2f} (Krippendorff; 1 is always, 0 no more than by chance) on "
         f"{agreed.pairs} pairs that {agreed.users} users saw."
-        if agreed.users
-        else "No pair was seen by two users yet, so nothing can be said about who agrees with whom."
+        if agreed.alpha == agreed.alpha
+        else "No pair was judged by two users who do not always say the same: who agrees with whom cannot be said yet."
     )
     odd = "".join(f"<li><b>{escape(user)}</b> {escape('; '.join(why))}</li>" for user, why in flagged.items())
     told = f"<p>Answers that look random (they are counted all the same):</p><ul>{odd}</ul>" if odd else ""

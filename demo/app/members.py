@@ -11,8 +11,8 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
@@ -26,11 +26,20 @@ SHORTEST = 8
 """Characters of a password."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the file holds: what cookies are signed with, and user -> hash of the password."""
+
+    secret: str
+    users: dict[str, str]
+
+
 class Members:
     """The file is read again when it changes, so that users may be added while the app runs."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._hasher, self._read_at = path, PasswordHasher(), -1
+        self._known: Mapping[str, str] = {}
         self._nobody = self._hasher.hash(secrets.token_hex())
         if not self._users():
             raise DiffalignError(
@@ -59,7 +68,7 @@ class Members:
         changed = self.path.stat().st_mtime_ns if self.path.is_file() else 0
         if changed != self._read_at:
             told = _read(self.path)
-            self._known, self._signer = told["users"], URLSafeTimedSerializer(told["secret"])
+            self._known, self._signer = told.users, URLSafeTimedSerializer(told.secret)
             self._read_at = changed
         return self._known
 
@@ -70,16 +79,16 @@ def add_user(path: Path, name: str, password: str) -> None:
         raise DiffalignError(f"a user's name has 1 to 64 printable characters, not {name!r}.")
     if len(password) < SHORTEST:
         raise DiffalignError(f"this password has {len(password)} characters; take {SHORTEST} or more.")
-    told = _read(path) if path.exists() else {"secret": secrets.token_hex(), "users": {}}
-    told["users"][name] = PasswordHasher().hash(password)
+    told = _read(path) if path.exists() else Told(secrets.token_hex(), {})
+    told.users[name] = PasswordHasher().hash(password)
     part = path.with_name(f".{path.name}.part")
     with writing(path):
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            json.dump(told, file, indent=1)
+            json.dump(asdict(told), file, indent=1)
         part.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Told:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         users, secret = dict(told["users"]), str(told["secret"])
@@ -91,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DiffalignError(
             f"{path} is not a file of users as `diffalign demo-user` writes it: {error!r}. Give another, or restore it."
         ) from error
-    return {"secret": secret, "users": users}
+    return Told(secret, users)
 
 
 def _part(known: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,15 @@ OWN_SETTINGS = {"emoji-turbo": ("steps=1", "guidance_scale=1.0", "rule=consisten
 
 @dataclass(frozen=True)
 class Options:
-    """config: whose model, steps, rule, guidance and LoRA are drawn with; train: what Align runs, in words.
+    """What may be chosen on the command line.
 
-    votes: a file or a URL of PostgreSQL (with `pictures`, its folder); judges: models, run folders or LoRA folders.
+    config: whose model, steps, rule, guidance and LoRA are drawn with. train: what Align runs instead
+    of the config, in words in which {votes} is the store. votes: a file, or a URL of PostgreSQL with
+    `pictures`, its folder. judges: models, run folders or LoRA folders.
     """
 
     model: str | None = None
-    config: str = "emoji-d3po"
+    config: str = "emoji-d3po-votes"
     judges: tuple[str, ...] = ()
     votes: str = "votes.db"
     pictures: str | None = None
@@ -29,7 +32,7 @@ class Options:
     port: int = 7860
     auth: Path | None = None
     training: bool = True
-    train: str = "emoji-d3po-votes"
+    train: str | None = None
     runs: Path = Path("runs")
 
     def check(self) -> None:
@@ -40,6 +43,13 @@ class Options:
                 "file of users and passwords first: `diffalign demo-user NAME --auth users.json`, then add --auth "
                 "users.json here; or leave --host out."
             )
+
+    def training_words(self) -> list[str]:
+        """What is given to `diffalign train`."""
+        if self.train:
+            return [word.replace("{votes}", self.votes) for word in shlex.split(self.train)]
+        kept = [f"pictures={self.pictures}"] if self.pictures else []
+        return [self.config, *self.words(), f"preferences={self.votes}", *kept]
 
     def words(self, model: str | None = None) -> list[str]:
         """The overrides of the config that make it draw with a model, by default with the app's own."""

@@ -17,7 +17,7 @@ def page(session: Session, named: bool) -> gr.Blocks:
     """All tabs; `named`: users have logged in, and may leave."""
     with gr.Blocks(title="diffalign", analytics_enabled=False) as made:
         gr.HTML(HEAD.format(LEAVE if named else ""))
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             for tab in (tab_compare, tab_rank, tab_improve, tab_align, tab_arena):
                 tab.lay_out(session)
         gr.HTML(

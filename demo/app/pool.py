@@ -15,6 +15,8 @@ from diffalign_demo.app.studio import Pair
 
 Paint = Callable[[Kind, Sequence[str | None]], list[Pair]]
 
+EVERYBODY = ""
+"""Stands for all users where pairs, or problems, are nobody's own."""
 AHEAD, AT_ONCE = 8, 4
 """Pairs that are kept ready of a kind, and how many are drawn together."""
 WANTED_SECONDS = 120.0
@@ -30,11 +32,11 @@ class Pool:
         self._paint, self._changed = paint, threading.Condition()
         self._fresh: dict[Kind, deque[Pair]] = defaultdict(deque)
         self._shared: dict[Kind, deque[tuple[Pair, set[str]]]] = defaultdict(lambda: deque(maxlen=64))
-        self._asked: dict[str, tuple[Kind, str]] = {}
-        self._own: dict[str, deque[Pair]] = defaultdict(deque)
+        self._asked: dict[str, tuple[Kind, str]] = {}  # by user, the first to ask first
+        self._own: dict[str, Pair] = {}
         self._last_wanted: dict[Kind, float] = {}
         self._own_last, self._age, self._closed = False, 0, False
-        self.problem: DiffalignError | None = None
+        self._problems: dict[str, DiffalignError] = {}
         self._thread = threading.Thread(target=self._work, name="pairs", daemon=True)
         self._thread.start()
 
@@ -44,9 +46,11 @@ class Pool:
         with self._changed:
             self._last_wanted[kind] = time.monotonic()
             self._changed.notify_all()
+            self._tell(user)
             while not (pair := self._ready(user, kind)):
-                if self.problem:
-                    raise self.problem
+                self._tell(user)
+                if EVERYBODY in self._problems:
+                    raise self._problems[EVERYBODY]
                 if not self._changed.wait(deadline - time.monotonic()):
                     return None
         return pair
@@ -58,13 +62,14 @@ class Pool:
                 raise DiffalignError(
                     "your last prompt is still being drawn; wait for it, then ask for the next."
                 )
+            self._problems.pop(user, None)
             self._asked[user] = kind, prompt
             self._changed.notify_all()
 
     def has_own(self, user: str) -> bool:
-        """Whether a pair of a user's own prompt is ready or being drawn."""
+        """Whether a pair of a user's own prompt is ready, being drawn, or could not be drawn."""
         with self._changed:
-            return user in self._asked or bool(self._own[user])
+            return user in self._asked or user in self._problems or user in self._own
 
     def clear(self) -> None:
         """Forget what is ready: the model has changed."""
@@ -83,9 +88,14 @@ class Pool:
 
     # -- taking, with the lock held -----------------------------------------------------------
 
+    def _tell(self, user: str) -> None:
+        """Tell a user once that the own prompt could not be drawn."""
+        if user in self._problems:
+            raise self._problems.pop(user)
+
     def _ready(self, user: str, kind: Kind) -> Pair | None:
-        if self._own[user]:
-            return self._own[user].popleft()
+        if user in self._own:
+            return self._own.pop(user)
         if user in self._asked:
             return None
         repeat = random.random() < SHARED or not self._fresh[kind]
@@ -116,7 +126,7 @@ class Pool:
             except Exception as error:
                 self._failed(user, error)
 
-    def _next_job(self) -> tuple[str | None, Kind, list[str | None], int] | None:
+    def _next_job(self) -> tuple[str, Kind, list[str | None], int] | None:
         """What to draw next, waited for; None at the end. Users' prompts and the others take turns."""
         with self._changed:
             while not self._closed:
@@ -127,7 +137,7 @@ class Pool:
                     return user, kind, [prompt], self._age
                 if lacking:
                     self._own_last = False
-                    return None, lacking, [None] * AT_ONCE, self._age
+                    return EVERYBODY, lacking, [None] * AT_ONCE, self._age
                 self._changed.wait(5)
         return None
 
@@ -137,24 +147,26 @@ class Pool:
         short = [kind for kind in wanted if len(self._fresh[kind]) < AHEAD]
         return min(short, key=lambda kind: len(self._fresh[kind]), default=None)
 
-    def _keep(self, user: str | None, kind: Kind, pairs: Sequence[Pair], age: int) -> None:
+    def _keep(self, user: str, kind: Kind, pairs: Sequence[Pair], age: int) -> None:
         with self._changed:
-            self.problem = None
-            if user is not None:
+            if user != EVERYBODY:
                 del self._asked[user]
-                self._own[user].extend(pairs)
+                self._own |= {user: pairs[0]} if pairs else {}
             elif age == self._age:
                 self._fresh[kind].extend(pairs)
             self._changed.notify_all()
 
-    def _failed(self, user: str | None, error: Exception) -> None:
+    def _failed(self, user: str, error: Exception) -> None:
         """Tell those who wait, and try again a little later; a prompt that failed is not tried again."""
-        logging.getLogger(__name__).exception("no pair could be drawn", exc_info=error)
-        known = isinstance(error, DiffalignError)
+        logging.getLogger(__name__).error("no pair could be drawn", exc_info=error)
+        told = (
+            error if isinstance(error, DiffalignError) else DiffalignError(f"no pair could be drawn: {error}")
+        )
         with self._changed:
-            self.problem = error if known else DiffalignError(f"no pair could be drawn: {error}")
-            self._asked.pop(user or "", None)
+            self._asked.pop(user, None)
+            self._problems[user] = told
             self._changed.notify_all()
-        time.sleep(1)
-        with self._changed:
-            self.problem = None
+        if user == EVERYBODY:
+            time.sleep(1)
+            with self._changed:
+                del self._problems[EVERYBODY]

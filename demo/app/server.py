@@ -59,12 +59,13 @@ def _with_gradio(app: FastAPI, session: Session, named: bool) -> FastAPI:
     """Gradio serves its own files and those that it made itself, in a folder of its own, and no others."""
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diffalign-")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app, page(session, named), path="/", server_name=session.options.host, server_port=session.options.port,
         auth_dependency=_user, allowed_paths=[], blocked_paths=[str(Path.cwd()), str(Path.home())],
         max_file_size=BODY_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
         footer_links=[], run_history=False, show_error=True, theme=theme(), css_paths=[CSS],
     )  # fmt: skip
+    return mounted
 
 
 def _user(request: Request) -> str | None:

@@ -23,6 +23,8 @@ HELDOUT = 8
 """Prompts whose pictures are shown before and after training."""
 SEARCHES = 2
 """Searches that run at once."""
+DRAWN = 20
+"""Users whose rounds of Rank are drawn, or wait for it, at once."""
 TURBO = "emoji-turbo"
 
 
@@ -39,6 +41,7 @@ class Session:
     ranking: Ranking = field(init=False)
     alignment: Alignment = field(init=False)
     seats: Seats = field(init=False)
+    drawing: Seats = field(init=False)
     searching: dict[str, Improvement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,9 +49,9 @@ class Session:
         self.pool = Pool(self.studio.paint)
         self.booth = Booth(self.store, self.pool)
         self.ranking = Ranking(self.store, self.studio.main)
-        training = Training(own.train, own.votes, own.pictures, own.runs)
+        training = Training(own.training_words(), own.runs)
         self.alignment = Alignment(training, self.studio, self.pool, self.heldout)
-        self.seats = Seats(SEARCHES)
+        self.seats, self.drawing = Seats(SEARCHES), Seats(DRAWN)
         self._searchers: dict[str, Artist] = {}
 
     def searchers(self) -> list[str]:

@@ -26,9 +26,10 @@ def lay_out(session: Session) -> None:
         with gr.Column(scale=2, min_width=300):
             prompt = gr.Textbox(label="Prompt", value="red apple", max_length=PROMPT_LENGTH)
             sliders = [
-                gr.Slider(-2, 2, weight, step=0.1, label=f"Weight: {label}")
+                gr.Slider(-2, 2, weight, step=0.1, label=label)
                 for label, weight in zip(REWARDS, FIRST_WEIGHTS, strict=True)
             ]
+            gr.HTML('<p class="da-muted">The sliders say how much each reward counts.</p>')
             method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="Search")
             model = gr.Dropdown(models, value=models[0], label="Model")
             count = gr.Slider(10, 100, 50, step=5, label="Samples")
@@ -38,8 +39,9 @@ def lay_out(session: Session) -> None:
         with gr.Column(scale=3, min_width=300):
             picture = gr.HTML(markup.frame(None, "The best picture so far", EMPTY), elem_id="best-picture")
             curve = gr.LinePlot(
-                _curve([]), x="sample", y="reward", color="line", height=300, color_map=COLOURS, label="Reward", x_title="Sample",
-                y_title="Reward", show_label=True, buttons=[],
+                _curve([]), x="sample", y="reward", color="line", color_map=COLOURS, colors_in_legend=[], height=300,
+                label="Reward", x_title="Sample", y_title="Reward", buttons=[],
+                caption="The upper line is the best so far, the lower one each sample.",
             )  # fmt: skip
     asked = [prompt, method, model, count, *sliders]
     start.click(

@@ -39,7 +39,9 @@ def lay_out(session: Session) -> None:
 def _start(session: Session) -> Any:
     @in_words
     def start(prompt: str, shown: int, top: int, request: gr.Request) -> tuple[str, str]:
-        ascent = session.ranking.start(user_of(request), check_prompt(prompt), int(shown), int(top))
+        user = user_of(request)
+        with session.drawing.seat(user):
+            ascent = session.ranking.start(user, check_prompt(prompt), int(shown), int(top))
         return markup.ranking(ascent), ""
 
     return start
@@ -50,7 +52,9 @@ def _tell(session: Session) -> Any:
     def tell(event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         data = event._data or {}
         order = [str(picture) for picture in data.get("order", [])]
-        ascent = session.ranking.tell(user_of(request), int(data.get("showing", 0)), order)
+        user = user_of(request)
+        with session.drawing.seat(user):
+            ascent = session.ranking.tell(user, int(data.get("showing", 0)), order)
         return markup.ranking(ascent), ""
 
     return tell

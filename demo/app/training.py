@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,34 +32,32 @@ class Progress:
 
 
 class Training:
-    """`words` are those of `diffalign train`, such as "emoji-d3po-votes lr=1e-4"; every run gets a new folder."""
+    """`words` are those of `diffalign train`; every run gets a new folder."""
 
-    def __init__(self, words: str, votes: str, pictures: str | None, runs: Path) -> None:
-        self.words = shlex.split(words)
-        self._given = [f"preferences={votes}", *([f"pictures={pictures}"] if pictures else [])]
+    def __init__(self, words: Sequence[str], runs: Path) -> None:
+        self.words = list(words)
         self._runs, self._lock = Path(runs), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self.folder: RunFolder | None = None
 
-    def command(self, out: Path) -> list[str]:
-        """What is run; the votes are given to a config that trains from votes."""
+    def command(self, out: Path, more: Sequence[str] = ()) -> list[str]:
+        """What is run, with further overrides."""
         name, *overrides = self.words
         if name not in registry.configs() and not Path(name).is_file():
             raise DiffalignError(
                 f"there is no config {name!r} to train with; start the app with --train CONFIG, one of those in "
                 "`diffalign list` or a YAML file."
             )
-        votes = self._given if name.endswith("-votes") else []
-        return [sys.executable, "-m", "diffalign", "train", name, *overrides, *votes, "--out", str(out)]
+        return [sys.executable, "-m", "diffalign", "train", name, *overrides, *more, "--out", str(out)]
 
-    def start(self) -> None:
-        """Start a run; an error where one is running."""
+    def start(self, more: Sequence[str] = ()) -> None:
+        """Start a run, with further overrides; an error where one is running."""
         with self._lock:
             if self.running:
                 raise DiffalignError("a training run is going on; stop it first, or wait for its end.")
             out = self._free()
-            command = self.command(out)
+            command = self.command(out, more)
             self._runs.mkdir(parents=True, exist_ok=True)
             with self._log(out).open("wb") as log:
                 self._process = subprocess.Popen(
@@ -96,13 +94,13 @@ class Training:
         words = self._log(self.folder.path).read_text("utf-8", "replace")[-2000:]
         return Progress(self._state(), len(rows), rounds, rows, words)
 
-    def weights(self) -> str:
-        """What tells whether there are newer weights than before: their file and its time; "" where there are none."""
+    def newest(self) -> Path | None:
+        """The newest weights: the finished LoRA, else the one that people are shown, else a checkpoint."""
         if self.folder is None:
-            return ""
-        written = sorted((self.folder.path / "lora").glob("*.safetensors"))
-        newest = written[0] if written else checkpoint.latest(self.folder.checkpoints)
-        return f"{newest}@{newest.stat().st_mtime_ns}" if newest else ""
+            return None
+        done, live = self.folder.path / "lora", sorted((self.folder.path / "live").glob("round-*"))
+        found = [path for path in (done, *live[-1:]) if path.is_dir()]
+        return found[0] if found else checkpoint.latest(self.folder.checkpoints)
 
     def _state(self) -> str:
         if self.running or self._process is None:

@@ -18,6 +18,11 @@ class Turns:
             mine = next(self._tickets)
             self._changed.wait_for(lambda: self._turn == mine)
 
+    def let(self) -> None:
+        """Let those who wait go first, and come back."""
+        self.__exit__()
+        self.__enter__()
+
     def __exit__(self, *raised: object) -> None:
         with self._changed:
             self._turn += 1

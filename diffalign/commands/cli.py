@@ -200,10 +200,13 @@ def demo(
         list[str] | None,
         typer.Option(help="a model, a run's folder or a LoRA to compare; may be given several times"),
     ] = None,
-    config: Annotated[str, typer.Option(help="how pictures are drawn: a training config")] = "emoji-d3po",
+    config: Annotated[str, typer.Option(help="how pictures are drawn: a training config")] = (
+        "emoji-d3po-votes"
+    ),
     train: Annotated[
-        str, typer.Option(help="what is run to train: a config and key=value")
-    ] = "emoji-d3po-votes",
+        str | None,
+        typer.Option(help="what Align runs instead of the config: CONFIG KEY=VALUE, {votes} is the store"),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="where the runs go")] = Path("runs"),
 ) -> None:
     """Open the app: compare pictures, train from the votes, rank, search, judge models."""
