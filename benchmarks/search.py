@@ -165,10 +165,14 @@ class Results:
         return [(b, gain) for b, gain in [*along, last] if not math.isnan(gain)]
 
     def beside_best_of_n(self, entry: Entry) -> Tensor:
-        """(P,) the gain beyond best-of-n's at as many denoiser calls, or the most below that were kept."""
-        spent = self.number(entry, "denoiser_calls")
-        budget = max(b for b in BUDGETS[entry.panel] if b <= spent)
-        return self.gain(entry, "total") - self.gain(self.reference[entry.panel], f"best/{budget}")
+        """(P,) the gain beyond best-of-n's, which gets as many denoiser calls or a few more.
+
+        Where a method took more than best-of-n's largest budget, both stand as they were at that budget.
+        """
+        spent, most = self.number(entry, "denoiser_calls"), max(BUDGETS[entry.panel])
+        budget = min((b for b in BUDGETS[entry.panel] if b >= spent), default=most)
+        own = "total" if spent <= most else f"best/{budget}"
+        return self.gain(entry, own) - self.gain(self.reference[entry.panel], f"best/{budget}")
 
     def _tensors(self, entry: Entry, seed: int) -> dict[str, Tensor]:
         return load_file(self.folder / f"{entry.key}-{seed}.safetensors")
