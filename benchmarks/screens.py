@@ -1,6 +1,7 @@
 """Takes a screenshot of every tab of a running app, at the width of a desk and of a phone.
 
-    diffalign demo --judge MODEL_OR_LORA &  python benchmarks/screens.py http://127.0.0.1:7860 docs/img
+    diffalign demo --judge MODEL_OR_LORA --train "emoji-d3po-votes preferences={votes} prompts_per_round=4 rounds=4" &
+    python benchmarks/screens.py http://127.0.0.1:7860 docs/img
 
 Votes in the app that it looks at: give it one with a store of its own. Needs playwright and Chromium.
 """
@@ -30,6 +31,9 @@ def prepare(page: Page) -> None:
         wait_for_pair(page)
         page.keyboard.press(key)
     page.select_option(".da-mode", "train")
+    for key in ("ArrowLeft", "ArrowRight") * 4:
+        wait_for_pair(page)
+        page.keyboard.press(key)
     wait_for_pair(page)
     page.get_by_role("tab", name="Rank").click()
     page.get_by_role("button", name="Start", exact=True).first.click()
@@ -40,6 +44,12 @@ def prepare(page: Page) -> None:
     page.locator("button:visible", has_text="Start").click()
     page.wait_for_selector("#best-picture img", timeout=120_000)
     page.wait_for_timeout(20_000)
+    page.get_by_role("tab", name="Align").click()
+    page.wait_for_selector(".da-heldout", timeout=120_000)
+    if page.locator("text=nothing was trained yet").count():
+        page.click("text=Train from the votes")
+    page.wait_for_selector("text=Done", timeout=900_000)
+    page.wait_for_selector("text=After, at strength 1", timeout=120_000)
 
 
 def shoot(page: Page, out: Path, size: str, tabs: tuple[str, ...] = TABS) -> None:

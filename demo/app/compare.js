@@ -3,7 +3,7 @@
 const find = (query) => element.querySelector(query);
 const all = (query) => [...element.querySelectorAll(query)];
 const SEEN_MS = 250; // the second half of a double click is not meant for the next pair
-const TRIES = 6;
+const TRIES = 40; // about three minutes, in which a server starts again
 let pair = null, token = "", shownAt = 0, busy = false, asking = 0;
 
 const newToken = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
@@ -26,7 +26,7 @@ async function insist(path, body) {
       const again = error.status === undefined || error.status === 429 || error.status === 503;
       if (!again || n === TRIES) throw error;
       say(error.status ? error.message : "The app cannot be reached; trying again …");
-      await pause(400 * 2 ** n);
+      await pause(Math.min(5000, 400 * 2 ** n));
     }
   }
 }

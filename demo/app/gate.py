@@ -55,7 +55,7 @@ class Gate:
             return await answer(send, *refusal)
         new = cookie if not self.members and not request.cookie else None
         sending = marked(send, new, scope["scheme"] == "https")
-        if not request.api:
+        if not request.waits:
             return await self.app(scope, limited(receive), sending)
         who = user or request.client
         self._busy[who] += 1
@@ -85,7 +85,7 @@ class Gate:
             )
         who = user or request.client
         wait = self.rate.wait(who) if request.counts else 0.0
-        if wait or (request.api and self._busy[who] >= AT_ONCE):
+        if wait or (request.waits and self._busy[who] >= AT_ONCE):
             return 429, "that was too fast; trying again …", {"retry-after": str(math.ceil(wait) or 1)}
         return None
 
@@ -102,8 +102,9 @@ class Request:
         self.size = int(length) if length.isdecimal() else BODY_BYTES + 1
         self.cookie = _cookie(headers.get("cookie", ""))
         self.page = self.method == "GET" and "text/html" in headers.get("accept", "")
-        self.api = self.path.startswith("/api/")
-        self.counts = self.api or self.method not in ("GET", "HEAD")
+        api = self.path.startswith("/api/")
+        self.waits = api and not self.path.startswith("/api/picture/")
+        self.counts = api or self.method not in ("GET", "HEAD")
 
 
 def guest(cookie: str) -> str:

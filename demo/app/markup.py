@@ -93,7 +93,7 @@ def arena(scores: Sequence[Score], agreed: Agreement, flagged: dict[str, list[st
         )
     low, high = min(s.low for s in scores), max(s.high for s in scores)
     rows = "".join(_row(place, score, low, high) for place, score in enumerate(scores, 1))
-    head = "<tr><th>#<th>Model<th>Score and 95 % interval, in logits<th>Wins<th>Comparisons</tr>"
+    head = "<tr><th>#<th>Model<th>Score and 95 % interval, in logits<th>Wins<th>Pairs</tr>"
     table = f'<table class="da-table"><thead>{head}</thead><tbody>{rows}</tbody></table>'
     return f'<div class="da-scroll">{table}</div>{_people(agreed, flagged)}'
 

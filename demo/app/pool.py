@@ -46,14 +46,14 @@ class Pool:
         with self._changed:
             self._last_wanted[kind] = time.monotonic()
             self._changed.notify_all()
-            self._tell(user)
-            while not (pair := self._ready(user, kind)):
+            while True:
                 self._tell(user)
+                if pair := self._ready(user, kind):
+                    return pair
                 if EVERYBODY in self._problems:
                     raise self._problems[EVERYBODY]
                 if not self._changed.wait(deadline - time.monotonic()):
                     return None
-        return pair
 
     def ask(self, user: str, kind: Kind, prompt: str) -> None:
         """Draw a user's own prompt next; one at a time."""
