@@ -178,7 +178,7 @@ class Ballots:
         if vote.prompt in self.without:
             return "on held-out prompts"
         if any(self.store.pictures.info(name).trajectory is None for name in vote.pictures):
-            return "on pictures without a trajectory, which D3PO needs (they come from elsewhere)"
+            return "on pictures without a trajectory, which D3PO needs (made to judge models, or elsewhere)"
         return None
 
     def _undecided(self, vote: Vote) -> str | None:
