@@ -145,13 +145,13 @@ def main() -> None:
     if args.case:
         print(memory(args.model, int(args.case[0]), args.case[1] == "True"))
         return
-    for count in (1, 4, 16):
-        ratio(Work(args.model, count), args.pairs)
-    texts(args.model)
-    for checkpoint in (False, True):
+    for checkpoint in (False, True):  # first: a child's peak begins at its parent's
         command = [sys.executable, __file__, "--model", args.model, "--case", "16", str(checkpoint)]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(f"16 prompts, checkpoint={checkpoint}: {float(found.split()[-1]):.0f} MB beyond the models")
+    for count in (1, 4, 16):
+        ratio(Work(args.model, count), args.pairs)
+    texts(args.model)
 
 
 if __name__ == "__main__":
