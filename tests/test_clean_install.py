@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 ZOO = {
     "jpeg_compressibility", "jpeg_incompressibility", "clip", "aesthetic", "pickscore", "hpsv2", "hpsv2.1",
     "imagereward", "ocr", "safety", "lambda_harmonic", "vendi", "fid", "kid", "frames", "motion_smoothness",
-    "dynamic_degree", "emoji_clip",
+    "dynamic_degree", "emoji_clip", "emoji_noisy_clip",
 }  # fmt: skip
 
 

@@ -270,9 +270,10 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def interrupted(number: int, out: Path, *arguments: str) -> tuple[int, str]:
-    """Send a signal once something is finished; the exit code and what was printed."""
+    """Send a signal once something more is finished; the exit code and what was printed."""
+    before = len(list((out / "results").glob("[0-9]*.json")))
     process = start(*arguments)
-    while not any((out / "results").glob("[0-9]*.json")):
+    while len(list((out / "results").glob("[0-9]*.json"))) == before:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
