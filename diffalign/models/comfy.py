@@ -15,12 +15,6 @@ from torch import Tensor
 from diffalign.errors import DiffalignError
 from diffalign.models.weights import LORA_FILE, lora_of
 
-ENDS = {
-    "lora_unet_": (".lora_down.weight", ".lora_up.weight"),
-    "transformer.": (".lora_A.weight", ".lora_B.weight"),
-}
-"""Prefix of a layer -> the ends of its two factors, the one that narrows first."""
-
 
 def export(folder: Path, target: Path) -> Path:
     """Write the LoRA of a folder (that `Policy.save`, or diffusers, wrote) as a file for ComfyUI's `loras` folder."""
@@ -47,12 +41,12 @@ def translated(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
 
 
 def _layer(key: str) -> tuple[str, str, str]:
-    """What ComfyUI calls a layer, and the ends of its factors."""
+    """What ComfyUI calls a layer, and the ends of its two factors, the one that narrows first."""
     denoiser, _, path = key.partition(".")
     path = path.rsplit(".lora_", 1)[0]
     match denoiser:
         case "unet":
-            return "lora_unet_" + path.replace(".", "_"), *ENDS["lora_unet_"]
+            return "lora_unet_" + path.replace(".", "_"), ".lora_down.weight", ".lora_up.weight"
         case "transformer":
-            return f"transformer.{path}", *ENDS["transformer."]
+            return f"transformer.{path}", ".lora_A.weight", ".lora_B.weight"
     raise DiffalignError(f"{key!r} is of neither a U-Net nor a transformer; ComfyUI would not know it.")

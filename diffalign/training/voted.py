@@ -88,15 +88,18 @@ class Stored:
 
     def __call__(self, run: Voted) -> list[Pair]:
         """See Source."""
-        k = run.batching.prompts_per_round
-        return [self.pairs[self._place(run, run.round * k + g)] for g in range(k)]
+        k, size = run.batching.prompts_per_round, len(self.pairs)
+        places = [divmod(run.round * k + g, size) for g in range(k)]
+        orders = {epoch: self._order(run.seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        return [self.pairs[orders[epoch][place]] for epoch, place in places]
 
-    def _place(self, run: Voted, position: int) -> int:
-        epoch, place = divmod(position, len(self.pairs))
+    def _order(self, seed: int, epoch: int) -> list[int]:
         weight = torch.tensor([pair.weight for pair in self.pairs], dtype=torch.float64)
-        dice, alike = generator(run.seed, "votes", epoch), bool((weight == weight[0]).all())
-        order = torch.multinomial(weight, len(weight), replacement=not alike, generator=dice)
-        return int(order[place])
+        dice, alike = generator(seed, "votes", epoch), bool((weight == weight[0]).all())
+        order: list[int] = torch.multinomial(
+            weight, len(weight), replacement=not alike, generator=dice
+        ).tolist()
+        return order
 
 
 @dataclass
