@@ -177,13 +177,22 @@ def test_a_reward_that_insists_on_single_precision_is_compared_in_it():
     assert [found.check for found in examine(Worse()) if found.verdict == "failed"] == ["gradient"]
 
 
-def test_cost_counts_what_a_call_takes():
-    def hungry(images, prompts):
-        return torch.ones(len(images), 4_000_000).mean(1)  # 16 MB a picture
+def hungry(images, prompts):
+    return torch.ones(len(images), 4_000_000).mean(1)  # 16 MB a picture
 
+
+def test_cost_counts_what_a_call_takes():
     seconds, megabytes = cost(hungry)
     assert seconds > 0
     assert 12 < megabytes < 40
+
+
+def test_cost_counts_memory_that_earlier_work_left_free():
+    pieces = [bytes(60_000) for _ in range(4000)]  # 240 MB, each too small for the system to take back alone
+    last = bytes(60_000)
+    del pieces
+    assert 12 < cost(hungry)[1] < 40
+    assert len(last) == 60_000
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
