@@ -74,6 +74,8 @@ def verdict(summary: Mapping[str, Any]) -> list[Finding]:
                 "pictures before you use this model; fewer rounds, a lower lr or a second reward may help.",
             )
         )
+    if reason := summary["stopped"]:
+        found.append(Finding("flat", f"Training stopped early: {reason}."))
     return found
 
 
