@@ -78,11 +78,11 @@ class Booth:
         self._close(user, showing)
 
     def undo(self, user: str, token: str) -> Vote | None:
-        """Take back the user's last vote and show its pair again; None where there is none, or it was a ranking."""
-        mine = self.store.votes(user)
-        if mine and mine[-1].kind != "pair":  # whose pictures have led to others since
-            return None
-        vote = self.store.undo(user, token=token)
+        """Take back the user's last vote on a pair and show it again; None where there is none.
+
+        Rankings stay: their pictures have led to others since.
+        """
+        vote = self.store.undo(user, "pair", token=token)
         if vote is not None:
             pictures = vote.pictures[0], vote.pictures[1]
             self._put(user, Offer(vote.showing, vote.prompt, pictures, Kind(mode_of(vote)), again=True))

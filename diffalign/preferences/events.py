@@ -73,8 +73,8 @@ def standing_answer(session: Session, shown: Showing) -> Answer | None:
     return session.scalar(query)
 
 
-def standing_votes(users: str | Iterable[str] | None) -> Select[Answer]:
-    """The votes that were not undone, of this user, of these, or of all."""
+def standing_votes(users: str | Iterable[str] | None, kind: Kind | None = None) -> Select[Answer]:
+    """The votes that were not undone, of this user, of these, or of all; kind: of this kind alone."""
     query = (
         select(Answer)
         .join(Answer.showing)
@@ -82,6 +82,7 @@ def standing_votes(users: str | Iterable[str] | None) -> Select[Answer]:
         .where(Answer.choice.is_not(null()), Undo.id.is_(None))
         .options(contains_eager(Answer.showing))
     )
+    query = query if kind is None else query.where(Showing.kind == kind)
     named = [users] if isinstance(users, str) else users
     return query if named is None else query.where(Showing.user.in_(list(named)))
 

@@ -111,15 +111,15 @@ class Store:
             if last is None or last.choice is not None:
                 new_answer(session, shown, None, None, None)
 
-    def undo(self, user: str, *, token: str | None = None) -> Vote | None:
+    def undo(self, user: str, kind: Kind | None = None, *, token: str | None = None) -> Vote | None:
         """Take back the user's latest vote that stands, and return it; None where there is none.
 
-        A request that is repeated with its token takes back no second vote.
+        kind: the latest of these alone. A request that is repeated with its token takes back no second vote.
         """
         with self.database.writing(user) as session:
             answer = repeated_undo(session, token, user)
             if answer is None:
-                answer = session.scalar(standing_votes(user).order_by(Answer.id.desc()).limit(1))
+                answer = session.scalar(standing_votes(user, kind).order_by(Answer.id.desc()).limit(1))
                 if answer is not None:
                     session.add(Undo(answer=answer, token=new_token(token), **stamp()))
             return None if answer is None else as_vote(answer)

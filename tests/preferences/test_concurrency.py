@@ -71,3 +71,24 @@ def test_undone_at_once_each_vote_is_undone_once(store):
     assert len({vote.id for vote in undone if vote}) == 8
     assert sum(vote is None for vote in undone) == 4
     assert store.count() == 0
+
+
+def test_a_ranking_from_another_window_is_not_undone_for_a_pair(store):
+    """Somebody ranks in one window while taking back pairs in another: in any order, the rankings stand."""
+    pairs = [pair(store, n) for n in range(8)]
+    for pictures in pairs:
+        voted(store, "ann", "a", pictures)
+
+    def rank(pictures):
+        return store.vote(store.show("ann", pictures, "ranking"), "ann", [pictures[0]])
+
+    with ThreadPoolExecutor(8) as hands:
+        acts = [
+            act
+            for n, pictures in enumerate(pairs)
+            for act in (hands.submit(rank, pictures), hands.submit(store.undo, "ann", "pair", token=f"u{n}"))
+        ]
+        done = [act.result() for act in acts]
+    assert {vote.kind for vote in done[1::2]} == {"pair"}
+    assert len({vote.id for vote in done[1::2]}) == 8
+    assert {vote.id for vote in store.votes()} == {vote.id for vote in done[::2]}

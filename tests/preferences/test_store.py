@@ -101,6 +101,16 @@ def test_undo_takes_back_the_users_own_latest_vote(store):
     assert [vote.user for vote in store.votes()] == ["bob"]
 
 
+def test_undo_of_a_kind_leaves_the_other_kind(store):
+    voted(store, "ann", "a", pair(store))
+    ids = pair(store, 1)
+    ranked = store.vote(store.show("ann", ids, "ranking"), "ann", [ids[0]])
+    assert store.undo("ann", "pair").kind == "pair"
+    assert store.undo("ann", "pair") is None
+    assert store.votes() == [ranked]
+    assert store.undo("ann", "ranking") == ranked
+
+
 def test_a_repeated_undo_takes_back_one_vote(store):
     for n in range(2):
         voted(store, "ann", "a", pair(store, n))
