@@ -54,8 +54,9 @@ class Database:
 
     @contextmanager
     def alone(self) -> Iterator[Connection]:
-        """A connection whose transaction no other that is `alone` runs beside."""
-        with in_words(self.name), self._engine.execution_options(writes=True).begin() as connection:
+        """A connection whose transaction no other that is `alone` runs beside; it may rebuild tables."""
+        engine = self._engine.execution_options(writes=True, rebuilds=True)
+        with in_words(self.name), engine.begin() as connection:
             if self.file is None:
                 connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
             yield connection
@@ -113,10 +114,12 @@ def _limit(busy_seconds: float, connection: Any, record: object) -> None:
 
 def _configure(connection: Any, record: object) -> None:
     connection.isolation_level = None  # sqlite3 would begin transactions by itself, and too late
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    # a table that others point to is rebuilt by dropping it; within a transaction nothing can allow that
+    connection.exec_driver_sql(f"PRAGMA foreign_keys={'OFF' if options.get('rebuilds') else 'ON'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")

@@ -20,10 +20,10 @@ _one_at_a_time = threading.Lock()
 """Alembic's environment is global to the process."""
 
 
-def migrate(database: Database) -> None:
+def migrate(database: Database, migrations: Path = MIGRATIONS) -> None:
     """Bring the tables to the newest schema, all or nothing; a newer one than ours is refused."""
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     script = ScriptDirectory.from_config(config)
     with database.reading() as session:
         if _is_newest(session.connection(), script, database.name):
