@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from diffalign.grid import Grid
 from diffalign.models.conditioning import Batch, Conditioning, rows_layout
@@ -38,6 +41,27 @@ class Place:
         """Keep others from writing until this connection's transaction ends."""
         how = "BEGIN IMMEDIATE" if self.sqlite else "LOCK TABLE showings IN ACCESS EXCLUSIVE MODE"
         connection.exec_driver_sql(how)
+
+
+@contextmanager
+def told(server: str) -> Iterator[Connection]:
+    """A connection to a PostgreSQL on which every statement takes effect at once."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+@contextmanager
+def schema(server: str, pictures: Path, **settings: str) -> Iterator[Place]:
+    """A place in a schema of its own, where every connection has these settings."""
+    name = f"test_{uuid.uuid4().hex}"
+    options = " ".join(f"-c{key}={value}" for key, value in ({"search_path": name} | settings).items())
+    url = make_url(server).update_query_dict({"options": options})
+    with told(server) as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+        yield Place(url.render_as_string(hide_password=False), pictures)
+        connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
 
 
 def picture(store: Store, seed: int = 0, model: str = "base", prompt: str = "a cat", **more: object) -> str:

@@ -9,11 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from place import Place, pair, picture, voted
-from sqlalchemy import make_url
+from place import Place, pair, picture, schema, told, voted
+from sqlalchemy import make_url, text
 
 from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences import Pictures, Store
@@ -78,22 +82,56 @@ def test_a_short_lock_is_waited_for(store, place):
     assert store.count() == 1
 
 
-def mounted(folder, options):
+@contextmanager
+def mounted(folder, options="mode=755"):
     folder.mkdir()
     try:
         subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, capture_output=True
-        )
+            ["mount", "-t", "tmpfs", "-o", f"size=400k,{options}", "tmpfs", str(folder)],
+            check=True, capture_output=True,
+        )  # fmt: skip
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"this machine does not let us mount a small file system: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    mounted(disk, "size=400k")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk") as disk:
+        yield disk
+
+
+@contextmanager
+def tablespace(server):
+    """The name of a tablespace on a small disk, and that disk."""
+    name = f"small_{uuid.uuid4().hex}"
+    with told(server) as connection, TemporaryDirectory(dir="/tmp") as folder:
+        data = Path(connection.scalar(text("SHOW data_directory")))
+        if not data.exists():
+            pytest.skip("the server's files are on another machine")
+        os.chmod(folder, 0o755)  # or the server's user cannot pass
+        with mounted(Path(folder) / "disk", f"mode=700,uid={data.stat().st_uid}") as disk:
+            connection.execute(text(f"CREATE TABLESPACE {name} LOCATION '{disk}'"))
+            yield name, disk
+            connection.execute(text(f"DROP TABLESPACE {name}"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def small_place(request, tmp_path):
+    """A place whose database lies on a small disk, and that disk."""
+    if request.param == "sqlite":
+        disk = request.getfixturevalue("small_disk")
+        yield Place(str(disk / "votes.db"), tmp_path / "pictures"), disk
+        return
+    server = request.getfixturevalue("server")
+    with (
+        tablespace(server) as (name, disk),
+        schema(server, tmp_path / "pictures", default_tablespace=name) as place,
+    ):
+        yield place, disk
 
 
 def remount(disk, options):
@@ -110,16 +148,17 @@ def until_it_fails(act):
         return done, str(error)
 
 
-def test_a_full_disk_loses_no_vote(small_disk, tmp_path):
-    store = Store.open(small_disk / "votes.db", pictures=tmp_path / "pictures")
+def test_a_full_disk_loses_no_vote(small_place):
+    place, disk = small_place
+    store = place.open()
     pictures = pair(store)
     cast, says = until_it_fails(lambda n: voted(store, "ann", "a", pictures, token=str(n)))
     assert "is full. Free some space" in says
     assert store.count() == len(cast) > 0
-    remount(small_disk, "size=4m")
+    remount(disk, "size=4m")
     voted(store, "ann", "b", pictures)
     store.close()
-    again = Store.open(small_disk / "votes.db", pictures=tmp_path / "pictures")
+    again = place.open()
     assert [vote.choice for vote in again.votes()] == ["a"] * len(cast) + ["b"]
     again.close()
 
