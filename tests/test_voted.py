@@ -151,6 +151,21 @@ def test_only_fitting_votes_are_learned_from_and_the_rest_is_counted(store, poli
     assert Ballots(store, "emoji", {"cid": 0.0, "ann": 1.0}).check() == [Pair(*good)]
 
 
+def test_a_picture_is_looked_at_once_however_long_a_run_waits(store, policy, monkeypatch):
+    looked, read = Counter(), store.pictures.read
+    good, later = drawn(store, policy, "red apple", 0), drawn(store, policy, "cat face", 1)
+    voted(store, good)
+    monkeypatch.setattr(store.pictures, "read", lambda name: (looked.update([name]), read(name))[1])
+    ballots = Ballots(store, "emoji")
+    assert ballots.check() == ballots.pairs("emoji") == [Pair(*good)]
+    assert list(ballots.left_out()) == []
+    assert looked == Counter(good)
+    voted(store, later, "b")
+    looked.clear()
+    assert ballots.pairs() == [Pair(*good), Pair(*later[::-1])]
+    assert looked == Counter(later)
+
+
 def test_what_cannot_be_learned_from_is_said(store, policy):
     with pytest.raises(DiffalignError, match="nobody has voted yet"):
         Ballots(store, "emoji").check()

@@ -108,12 +108,12 @@ class Pictures:
         return pixels / 255
 
     def trajectory(self, picture: str) -> Trajectory:
-        """How the picture was sampled, one row; an error where it came from elsewhere."""
+        """How the picture was sampled, one row; an error where nobody kept that."""
         expected = self.info(picture).trajectory
         if expected is None:
             raise DiffalignError(
-                f"D3PO needs trajectories, and the picture {picture[:12]}… has none: these votes come from elsewhere, "
-                "so nobody knows how their pictures were sampled. Train from votes on pictures that diffalign made."
+                f"D3PO needs trajectories, and the picture {picture[:12]}… has none: it was made to judge models, or "
+                "elsewhere, so nobody knows how it was sampled. Train from votes on pictures made to train from."
             )
         path = self.path(picture, ".safetensors")
         if _sha256(self._bytes(path)) != expected:

@@ -144,6 +144,7 @@ class Ballots:
     model: str
     voters: Voters = field(default_factory=dict)
     without: Collection[str] = ()
+    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def pairs(self, label: str | None = None) -> list[Pair]:
         """All decided pairs, in the order of the votes; label: on the pictures of this version alone."""
@@ -180,9 +181,15 @@ class Ballots:
             return f"on pictures of other models than {self.model}"
         if vote.prompt in self.without:
             return "on held-out prompts"
-        if any(self.store.pictures.info(name).trajectory is None for name in vote.pictures):
+        if not all(self._sampled(name) for name in vote.pictures):
             return "on pictures without a trajectory, which D3PO needs (made to judge models, or elsewhere)"
         return None
+
+    def _sampled(self, picture: str) -> bool:
+        """Whether it is known how a picture was sampled; read once, as what has an id never changes."""
+        if picture not in self._known:
+            self._known[picture] = self.store.pictures.info(picture).trajectory is not None
+        return self._known[picture]
 
     def _undecided(self, vote: Vote) -> str | None:
         if self.voters.get(vote.user, 1.0) == 0:

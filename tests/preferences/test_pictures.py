@@ -57,8 +57,8 @@ def test_pictures_of_one_prompt_and_noise_are_one_group_again(pictures):
     assert torch.equal(joined.states, torch.cat([row.states for row in rows]))
 
 
-def test_d3po_is_told_that_votes_from_elsewhere_have_no_trajectories(pictures):
-    with pytest.raises(DiffalignError, match=r"D3PO needs trajectories.*come from elsewhere"):
+def test_d3po_is_told_which_pictures_have_no_trajectories(pictures):
+    with pytest.raises(DiffalignError, match=r"D3PO needs trajectories.*made to judge models, or elsewhere"):
         pictures.trajectories([add(pictures)])
 
 
