@@ -23,7 +23,7 @@ from diffalign.rewarding.overlap import Ahead, apart
 from diffalign.seeds import derive, generator
 from diffalign.steps import Gaussian, StepRule
 from diffalign.trajectory import Trajectory
-from diffalign.walk import chunks, rescore, rollout
+from diffalign.walk import chunks, decode, rescore, rollout
 
 Piece = tuple[Tensor, dict[str, Tensor]]
 """Rows (B,) and their scores by name, (B,) each."""
@@ -198,12 +198,9 @@ class Run:
         """Rows that are scored together: `sample_batch`, or a prompt's where a reward compares them."""
         return groups(group) if self.reward.compares else chunks(len(group), self.batching.sample_batch)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of latents (B, ...), `sample_batch` at a time."""
-        rows = chunks(len(latents), self.batching.sample_batch)
-        pieces = [self.policy.decode(latents[some.to(latents.device)]) for some in rows]
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return decode(self.policy, latents, self.batching.sample_batch)
 
     def _record(self, batch: Trajectory) -> None:
         """The round's rewards over all processes; the total as it is before normalising within prompts."""

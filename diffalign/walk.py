@@ -107,6 +107,13 @@ def chunks(n: int, size: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
+def decode(policy: Policy, latents: Tensor, batch: int) -> Tensor:
+    """Pictures of latents (B, ...), at most `batch` at a time."""
+    pieces = [policy.decode(some) for some in torch.split(latents, batch)]
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+@torch.no_grad()
 def rollout(
     policy: Policy,
     rule: StepRule,

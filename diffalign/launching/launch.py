@@ -28,7 +28,7 @@ from diffalign.settings import config
 from diffalign.settings.config import RunConfig
 from diffalign.steps import stochastic
 from diffalign.training.trainer import Listener, Trainer, require_same
-from diffalign.walk import chunks, rollout
+from diffalign.walk import decode, rollout
 
 PICTURES = (".png", ".webp")
 """What pictures are written as; both hold animations, for video."""
@@ -73,10 +73,7 @@ def sample(
             policy, build.rule(settings, policy), prompts, steps, noise_seeds=noise, group=count,
             batch=settings.sample_batch,
         )  # fmt: skip
-        pictures = torch.cat(
-            [policy.decode(batch.final[rows]) for rows in chunks(len(batch), settings.sample_batch)]
-        )
-        return _save(pictures, pictures_to)
+        return _save(decode(policy, batch.final, settings.sample_batch), pictures_to)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from diffalign.search import Search
 from diffalign.searching.found import Found
 from diffalign.searching.task import Task, earlier
 from diffalign.steps import StepRule
-from diffalign.walk import chunks
+from diffalign.walk import chunks, decode
 
 Heard = Callable[[int, float], None]
 """Hears of a prompt's number and its best reward, whenever one of its samples was scored."""
@@ -115,10 +115,9 @@ class Seeker:
             )
         return latents, scores
 
-    @torch.no_grad()
     def _pictures(self, tag: str, latents: Tensor) -> Tensor:
         policy = self.decoder if self.decoder and tag == "decoded" else self.policy
-        return torch.cat([policy.decode(latents[rows]) for rows in chunks(len(latents), self.batch)])
+        return decode(policy, latents, self.batch)
 
     @torch.no_grad()
     def _judged(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
