@@ -81,7 +81,7 @@ class Artist:
             return self.title if w == 0 else self.name, self._decoded(batch.final)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.policy.decode(some).cpu() for some in latents.split(BATCH)]).clamp(0, 1)
+        return torch.cat([self.policy.decode(some).cpu() for some in torch.split(latents, BATCH)]).clamp(0, 1)
 
 
 def engage(options: Options, what: str | None = None) -> Artist:
