@@ -58,7 +58,8 @@ def pictures() -> list[dict[str, str | bytes]]:
     """All 3,240 pictures as rows: name, style (flat or 3d), code, category, split, webp (bytes)."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(PICTURES).to_pylist()
+    rows: list[dict[str, str | bytes]] = pq.read_table(PICTURES).to_pylist()
+    return rows
 
 
 def load_clip(**kwargs: Any) -> tuple[Any, Any]:

@@ -60,7 +60,7 @@ def load_set(path: Path, unseen: bool) -> Set:
 @torch.no_grad()
 def through(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Pictures as the autoencoder shows them."""
-    return torch.cat([vae(part).sample for part in pictures.split(64)]).clamp(-1, 1)
+    return torch.cat([vae(part).sample for part in torch.split(pictures, 64)]).clamp(-1, 1)
 
 
 def augment(originals: Tensor, blurred: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,7 +114,8 @@ def loss(model: open_clip.CLIP, pictures: Tensor, ids: Tensor, right: Tensor) ->
 def encode(tokenizer: PreTrainedTokenizerFast, captions: list[tuple[str, str]]) -> Tensor:
     """(style, name) captions as (N, 12) ids."""
     texts = [f"{style} {name}" for style, name in captions]
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids
 
 
 def train(out: Path, work: Path, schedule: Schedule = SCHEDULE) -> None:

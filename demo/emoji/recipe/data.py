@@ -41,7 +41,7 @@ def build(out: Path, downloads: Path) -> Path:
     rows = list(pictures(fetch(downloads)))
     split = splits(rows)
     for row in rows:
-        row["split"] = split[row["name"]]
+        row["split"] = split[str(row["name"])]
     path = _made(out) / "pictures.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
     _prompts(_made(out / "prompts"), rows)
@@ -96,7 +96,7 @@ def splits(rows: list[dict[str, object]]) -> dict[str, str]:
     """
     names = sorted({str(row["name"]) for row in rows}, key=_hash)
     unseen = names[: round(CLIP_SHARE * len(names))]
-    rest, test = names[len(unseen) :], []
+    rest, test = names[len(unseen) :], list[str]()
     uses = Counter(word for name in rest for word in set(words(name)))
     for name in _depictable(rows, rest):
         if len(test) < HELD_OUT and all(uses[word] > 2 for word in words(name)):

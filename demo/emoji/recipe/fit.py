@@ -75,7 +75,7 @@ def _update(
     optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
-    value.backward()
+    torch.autograd.backward(value)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -119,8 +119,8 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averag
             "exp_avg": state[f"first/{name}"].clone(),
             "exp_avg_sq": state[f"second/{name}"].clone(),
         }
-    for name, value in model.named_buffers():
-        value.copy_(state[f"buffer/{name}"])
+    for name, buffer in model.named_buffers():
+        buffer.copy_(state[f"buffer/{name}"])
     return int(state["step"])
 
 

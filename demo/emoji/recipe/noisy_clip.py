@@ -37,8 +37,10 @@ class Pictures:
     def of(cls, judge: open_clip.CLIP, vae: AutoencoderKL, pictures: Tensor) -> Pictures:
         """Encoded once, under bf16 autocast as in training; the features in fp32."""
         with torch.autocast("cpu", torch.bfloat16):
-            codes = torch.cat([vae.encode(part).latent_dist.mean.float() for part in pictures.split(64)])
-        features = [judge.encode_image(part, normalize=True) for part in pictures.split(64)]
+            codes = torch.cat(
+                [vae.encode(part).latent_dist.mean.float() for part in torch.split(pictures, 64)]
+            )
+        features = [judge.encode_image(part, normalize=True) for part in torch.split(pictures, 64)]
         return cls(codes * vae.config.scaling_factor, torch.cat(features))
 
 
@@ -64,7 +66,7 @@ class Captions:
         own = [(place[n], place[n] + styles.index(s)) for n, s in zip(known.names, known.styles, strict=True)]
         with torch.no_grad():
             ids = clip.encode(tokenizer.tokenizer, [(style, name) for name in names for style in styles])
-            features = torch.cat([judge.encode_text(some, normalize=True) for some in ids.split(256)])
+            features = torch.cat([judge.encode_text(some, normalize=True) for some in torch.split(ids, 256)])
         return cls(features, torch.tensor(own))
 
 
@@ -79,7 +81,7 @@ def loss(
     angle = 0.5 * math.pi * torch.rand(BATCH, generator=generator)
     latents = shifted(seen.latents[index], generator)
     noise = torch.randn(latents.shape, generator=generator)
-    features = tower(noisy(latents, noise, angle), angle.cos(), angle.sin()).float()
+    features: Tensor = tower(noisy(latents, noise, angle), angle.cos(), angle.sin()).float()
     distance = (features - seen.features[index]).square().sum(1).mean()
     chances = F.log_softmax(scale * features @ captions.features.T, 1)
     return distance - CONTRAST * chances.gather(1, captions.own[index]).mean()

@@ -46,8 +46,9 @@ class Teacher:
     def epsilon(self, x: Tensor, t: Tensor, index: Tensor) -> Tensor:
         """Guided ε at latents x (B, 4, 16, 16) and timesteps t (B,), of the captions `index` (B,)."""
         text = torch.cat([self.empty.expand(len(x), -1, -1), self.texts[index]])
-        both = self.unet(torch.cat([x, x]), torch.cat([t, t]), text).sample.float()
-        return torch.lerp(*both.chunk(2), GUIDANCE)
+        both: Tensor = self.unet(torch.cat([x, x]), torch.cat([t, t]), text).sample.float()
+        plain, told = both.chunk(2)
+        return torch.lerp(plain, told, GUIDANCE)
 
     def draw(self, noise: Tensor, index: Tensor) -> Tensor:
         """Latents that noise (B, 4, 16, 16) becomes in 8 steps of DPM-Solver++."""

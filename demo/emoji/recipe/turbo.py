@@ -52,7 +52,8 @@ def levels(alphas: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def clean(unet: UNet2DConditionModel, alphas: Tensor, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
     """x₀ = √ᾱ·x − √(1 − ᾱ)·v̂, what a v-predicting denoiser takes for the picture in x."""
     signal, noise = levels(alphas, t)
-    return signal * x - noise * unet(x, t, text).sample.float()
+    velocity: Tensor = unet(x, t, text).sample.float()
+    return signal * x - noise * velocity
 
 
 def inputs(drawn: pairs.Pairs, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

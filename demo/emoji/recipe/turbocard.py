@@ -57,7 +57,8 @@ def variety(out: Path, draw: Draw, heldout: list[str]) -> dict[str, float]:
     flat, solid = (model.encode_text(tokenizer(texts[style]), normalize=True) for style in clip.STYLES)
 
     def features(pictures: list[Image.Image]) -> Tensor:
-        return model.encode_image(card.batch(pictures), normalize=True)
+        found: Tensor = model.encode_image(card.batch(pictures), normalize=True)
+        return found
 
     gaps = [(features(draw(texts[style], 1)) * (solid - flat)).sum(1) for style in clip.STYLES]
     seeds = torch.stack([features(draw(heldout[:VARIED], seed)) for seed in range(SEEDS)], 1)

@@ -60,7 +60,8 @@ class Model(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
         """Predicted noise, shaped like `noisy`."""
-        return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state).sample
+        noise: Tensor = self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state).sample
+        return noise
 
 
 class Captions:
@@ -68,7 +69,10 @@ class Captions:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]]) -> None:
         def encode(texts: list[str]) -> Tensor:
-            return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            ids: Tensor = tokenizer(
+                texts, padding="max_length", truncation=True, return_tensors="pt"
+            ).input_ids
+            return ids
 
         self.styled = encode([f"{row['style']} {row['name']}" for row in rows])
         self.plain = encode([row["name"] for row in rows])
@@ -90,7 +94,7 @@ def loss(
     noise = torch.randn(codes[index].shape, generator=generator)
     alpha = alphas[timesteps, None, None, None]
     noisy = alpha.sqrt() * codes[index] + (1 - alpha).sqrt() * noise
-    error = model(noisy, timesteps, captions.draw(index, generator)).float() - noise
+    error: Tensor = model(noisy, timesteps, captions.draw(index, generator)).float() - noise
     ratio = alpha / (1 - alpha)
     return (ratio.clamp(max=GAMMA) / ratio * error.square()).mean()
 

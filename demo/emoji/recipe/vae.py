@@ -44,14 +44,16 @@ def loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tens
     noise = torch.randn(posterior.mean.shape, generator=generator)
     output = vae.decode(posterior.mean + posterior.std * noise).sample.float()
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
-    return F.l1_loss(output, batch) + 0.5 * F.mse_loss(output, batch) + 1e-4 * divergence
+    loss: Tensor = F.l1_loss(output, batch) + 0.5 * F.mse_loss(output, batch) + 1e-4 * divergence
+    return loss
 
 
 @torch.no_grad()
 def latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Posterior means × `scaling_factor` of all pictures, fp32."""
-    means = [vae.encode(pixels(part)).latent_dist.mean for part in images.split(64)]
-    return torch.cat(means).float() * vae.config.scaling_factor
+    means = [vae.encode(pixels(part)).latent_dist.mean for part in torch.split(images, 64)]
+    scaled: Tensor = torch.cat(means).float() * vae.config.scaling_factor
+    return scaled
 
 
 def train(out: Path, work: Path, schedule: Schedule = SCHEDULE, start: Path | None = None) -> None:
