@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-DOC = Path(__file__).parents[1] / "docs" / "results.md"
+from tables import MACHINE, interval, table, write
+
 CONFIGS = ["emoji-d3po", "emoji-prdp", "emoji-ddpo"]
-MARKS = ("<!-- table -->", "<!-- end of table -->")
+NAMES = [
+    "config", "seed", "gain of the trained reward (sd)", "win rate", "gain of prompt match (sd)",
+    "diversity", "denoiser calls", "reward calls", "seconds",
+]  # fmt: skip
 
 
 def run(config: str, seed: int, out: Path) -> dict[str, Any]:
@@ -33,39 +36,15 @@ def run(config: str, seed: int, out: Path) -> dict[str, Any]:
     return summary
 
 
-def interval(value: float, bounds: list[float]) -> str:
-    """`0.91 [0.80, 1.02]`."""
-    return f"{value:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
-
-
-def row(config: str, seed: int, s: dict[str, Any]) -> str:
+def row(config: str, seed: int, s: dict[str, Any]) -> list[str]:
     """One line of the table."""
     other = next(iter(s["heldout_other"].values()))
-    cells = [
+    return [
         config, str(seed), interval(s["gain_sd"], s["gain_sd_ci"]), interval(s["win_rate"], s["win_rate_ci"]),
         interval(other["gain_sd"], other["gain_sd_ci"]),
         f"{s['diversity']['base']:.3f} → {s['diversity']['trained']:.3f}",
         f"{s['denoiser_calls']:,}", f"{s['reward_calls']:,}", f"{s['seconds']:.0f}",
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
-def table(rows: list[str]) -> str:
-    """The Markdown table with its header and the machine it was made on."""
-    names = [
-        "config", "seed", "gain of the trained reward (sd)", "win rate", "gain of prompt match (sd)",
-        "diversity", "denoiser calls", "reward calls", "seconds",
-    ]  # fmt: skip
-    head = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    return "\n".join([*head, *rows, "", f"Machine: {machine}. Intervals: paired bootstrap, 95 %."])
-
-
-def write(text: str) -> None:
-    """Replace the table between its marks in docs/results.md."""
-    before, rest = DOC.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    DOC.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
 def main() -> None:
@@ -75,7 +54,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    write(table([row(c, seed, run(c, seed, args.out)) for c in args.configs for seed in args.seeds]))
+    rows = [row(c, seed, run(c, seed, args.out)) for c in args.configs for seed in args.seeds]
+    write("table", f"{table(NAMES, rows)}\n\n{MACHINE} Intervals: paired bootstrap, 95 %.")
 
 
 if __name__ == "__main__":

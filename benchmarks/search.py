@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
+from tables import DOCS, interval, table, write
 from torch import Tensor
 
 from diffalign import prompts
@@ -37,7 +38,6 @@ from diffalign.search.rl_guidance import RLGuidance
 from diffalign.search.zo_rank_sgd import ZORankSGD
 from diffalign.training.evaluate import bootstrap, pairwise_distance
 
-DOCS = Path(__file__).parents[1] / "docs"
 ONE, MANY = "one step", "ten steps"
 BUDGETS = {ONE: [1, 2, 4, 8, 16, 25, 50], MANY: [10, 20, 40, 80, 160, 320]}
 LOOKS: dict[str, Any] = {"lam": 50.0, "start": 0.3, "end": 0.6, "every": 0.1}
@@ -49,7 +49,10 @@ TREE: dict[str, Any] = {
     "growth": 0.5,
 }
 """For rewards whose standard deviation among pictures of one prompt is about 0.04; ten steps."""
-MARKS = ("<!-- searches -->", "<!-- end of searches -->")
+NAMES = [
+    "model", "method", "denoiser calls", "scored pictures", "gradients", "gain (sd)",
+    "beyond best of n at equal calls (sd)", "prompt match, only judged (sd)", "diversity",
+]  # fmt: skip
 MARKERS = "osD^vPX*"
 COLORS = ("#222222", "#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#117a65", "#e67e22")
 
@@ -196,40 +199,22 @@ def draw(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def rows(results: Results) -> Iterator[str]:
+def rows(results: Results) -> Iterator[list[str]]:
     """A line of the table for the largest search of every curve."""
     largest = {(e.panel, e.curve): e for e in results.entries}
     for e in largest.values():
         gain, beside, match = results.gain(e, "total"), results.beside_best_of_n(e), results.gain(e, "match")
-        cells = [
+        yield [
             e.panel, e.curve,
             *(f"{results.number(e, kind):.0f}" for kind in ("denoiser_calls", "reward_calls", "gradients")),
-            *map(interval, (gain, beside, match)),
+            *map(spread, (gain, beside, match)),
             f"{results.number(e, 'diversity'):.3f}",
         ]  # fmt: skip
-        yield "| " + " | ".join(cells) + " |"
 
 
-def interval(each: Tensor) -> str:
-    """`0.91 [0.80, 1.02]` of values (P,)."""
-    low, high = bootstrap(each)
-    return f"{float(each.mean()):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def table(results: Results) -> str:
-    """The Markdown table."""
-    names = [
-        "model", "method", "denoiser calls", "scored pictures", "gradients", "gain (sd)",
-        "beyond best of n at equal calls (sd)", "prompt match, only judged (sd)", "diversity",
-    ]  # fmt: skip
-    return "\n".join(["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *rows(results)])
-
-
-def write(text: str) -> None:
-    """Replace the table between its marks in docs/results.md."""
-    path = DOCS / "results.md"
-    before, rest = path.read_text().split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+def spread(each: Tensor) -> str:
+    """The mean of values (P,) with its interval."""
+    return interval(float(each.mean()), bootstrap(each))
 
 
 def contact(results: Results, path: Path, count: int = 10) -> None:
@@ -270,7 +255,7 @@ def main() -> None:
     results = Results(args.out, chosen, args.seeds)
     draw(results, DOCS / "img" / "search.png")
     contact(results, DOCS / "img" / "search-pictures.png")
-    write(table(results))
+    write("searches", table(NAMES, rows(results)))
 
 
 if __name__ == "__main__":

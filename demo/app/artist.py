@@ -1,6 +1,6 @@
 """A model that draws for the app: one policy, used by one thread at a time, with the weights it was given last.
 
-Dimensions: P pictures.
+Dimensions: P pictures, or pairs of them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from diffalign.settings.config import RunConfig
 from diffalign.steps import StepRule, stochastic
 from diffalign.trajectory import Trajectory
 from diffalign.walk import rollout
+from diffalign_demo.app.choosing import apart
 from diffalign_demo.app.options import Options
 from diffalign_demo.app.turns import Turns
 
@@ -59,14 +60,20 @@ class Artist:
                 load_trained(self.policy, run)
             self.trained = self.policy.version
 
-    def pairs(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, Tensor, Trajectory]:
-        """(name, pictures (2P, 3, H, W), trajectories (2P)): two of each prompt from one x_T where noise follows."""
-        texts = [prompt for prompt in prompts for _ in range(2)]
-        own = [derive(seed, "steps", side) for seed in seeds for side in range(2)]
-        shared = [derive(seed, "noise", 0 if self.trainable else side) for seed in seeds for side in range(2)]
-        group = [n for n in range(len(prompts)) for _ in range(2)]
+    def pairs(
+        self, prompts: Sequence[str], seeds: Sequence[int], candidates: int = 2
+    ) -> tuple[str, Tensor, Trajectory]:
+        """(name, pictures (2P, 3, H, W), trajectories (2P)): of a prompt's candidates, the two most different.
+
+        They begin at one x_T where noise follows.
+        """
+        each = [(n, c) for n in range(len(prompts)) for c in range(candidates)]
+        own = [derive(seeds[n], "steps", c) for n, c in each]
+        shared = [derive(seeds[n], "noise", 0 if self.trainable else c) for n, c in each]
+        texts, group = [prompts[n] for n, _ in each], [n for n, _ in each]
         with self.turns, torch.no_grad():
-            batch = rollout(self.policy, self.rule, texts, own, noise_seeds=shared, group=group, batch=BATCH)
+            drawn = rollout(self.policy, self.rule, texts, own, noise_seeds=shared, group=group, batch=BATCH)
+            batch = drawn[apart(drawn.final, candidates).cpu()]
             return self.name, self._decoded(batch.final), batch
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], w: float = 1.0) -> tuple[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Which prompt, and which two models, the next pair is of: at random, or where an answer is expected to tell most.
+"""Which prompt, which two models and which two pictures come next: at random, or where an answer tells most.
 
-Dimensions: M models.
+Dimensions: M models, P pairs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from diffalign.preferences import Score, Vote, bradley_terry
 from diffalign.preferences.scores import NORMAL_95, PRIOR
@@ -63,6 +66,18 @@ def next_models(
         return win * (1 - win) * variance
 
     return max(pairs, key=gain)
+
+
+def apart(latents: Tensor, candidates: int) -> Tensor:
+    """Of latents (P * candidates, ...), the rows (2P,) of the two of each pair's candidates that differ most.
+
+    What somebody likes can only show where two pictures differ; of eight, the two most different differ about
+    twice as much in style as the first two do (docs/results.md).
+    """
+    each = latents.float().flatten(1).unflatten(0, (-1, candidates))
+    farthest = torch.cdist(each, each).flatten(1).argmax(1)
+    two = torch.stack([farthest // candidates, farthest % candidates], 1)
+    return (two + candidates * torch.arange(len(each), device=two.device)[:, None]).flatten()
 
 
 def worth_having(mode: Mode, models: int) -> int:

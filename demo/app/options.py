@@ -20,12 +20,14 @@ class Options:
 
     config: whose model, steps, rule, guidance and LoRA are drawn with. train: what Align runs instead
     of the config, in words in which {votes} is the store. votes: a file, or a URL of PostgreSQL with
-    `pictures`, its folder. judges: models, run folders or LoRA folders.
+    `pictures`, its folder. judges: models, run folders or LoRA folders. candidates: pictures that are
+    drawn for a pair, of which the two most different are shown.
     """
 
     model: str | None = None
     config: str = "emoji-d3po-votes"
     judges: tuple[str, ...] = ()
+    candidates: int = 8
     votes: str = "votes.db"
     pictures: str | None = None
     host: str = "127.0.0.1"

@@ -137,7 +137,8 @@ class Pool:
                     return user, kind, [prompt], self._age
                 if lacking:
                     self._own_last = False
-                    return EVERYBODY, lacking, [None] * AT_ONCE, self._age
+                    count = AT_ONCE if self._fresh[lacking] else 1  # the first one comes soon
+                    return EVERYBODY, lacking, [None] * count, self._age
                 self._changed.wait(5)
         return None
 

@@ -83,5 +83,5 @@ def begin(options: Options, say: Callable[[str], None] = lambda text: None) -> S
     say(f"loading {', '.join([settings.model, *options.judges])}")
     main = engage(options)
     judges = [engage(options, judge) for judge in options.judges]
-    studio = Studio(store, prompts.load(settings.prompts), main, judges)
+    studio = Studio(store, prompts.load(settings.prompts), main, judges, options.candidates)
     return Session(options, store, studio, prompts.load(settings.heldout_prompts, HELDOUT))

@@ -23,10 +23,21 @@ class Pair:
 
 
 class Studio:
-    """`main` is the model that votes train; judged are it, as it was and as it is, and the `judges`."""
+    """`main` is the model that votes train; judged are it, as it was and as it is, and the `judges`.
 
-    def __init__(self, store: Store, prompts: Sequence[str], main: Artist, judges: Sequence[Artist]) -> None:
+    candidates: pictures that are drawn for a pair to train on, of which the two most different are shown.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prompts: Sequence[str],
+        main: Artist,
+        judges: Sequence[Artist],
+        candidates: int = 2,
+    ) -> None:
         self.store, self.prompts, self.main, self.judges = store, list(prompts), main, list(judges)
+        self.candidates = candidates
         self._pick = random.SystemRandom()
 
     def models(self) -> list[str]:
@@ -55,7 +66,8 @@ class Studio:
 
     def _of_one(self, kind: Kind, texts: Sequence[str]) -> list[Pair]:
         seeds = [secrets.randbits(62) for _ in texts]
-        name, images, batch = self.main.pairs(texts, seeds)
+        drawn = self.candidates if kind.how == "informed" else 2
+        name, images, batch = self.main.pairs(texts, seeds, drawn)
         kept = [
             self.store.pictures.add(
                 image, prompt=batch.prompts[row], model=name, seed=seeds[row // 2],

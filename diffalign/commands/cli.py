@@ -200,6 +200,9 @@ def demo(
         list[str] | None,
         typer.Option(help="a model, a run's folder or a LoRA to compare; may be given several times"),
     ] = None,
+    candidates: Annotated[
+        int, typer.Option(min=2, help="pictures drawn for a pair, the two most different of which are shown")
+    ] = 8,
     config: Annotated[str, typer.Option(help="how pictures are drawn: a training config")] = (
         "emoji-d3po-votes"
     ),
@@ -217,7 +220,7 @@ def demo(
     serve(
         Options(
             model=model, votes=votes, pictures=pictures, host=host, port=port, auth=auth, training=training,
-            judges=tuple(judge or ()), config=config, train=train, runs=runs,
+            judges=tuple(judge or ()), candidates=candidates, config=config, train=train, runs=runs,
         ),
         _say,
     )  # fmt: skip

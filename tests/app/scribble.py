@@ -36,7 +36,7 @@ class Scribbler(Artist):
     def trainable(self) -> bool:
         return False
 
-    def pairs(self, prompts: Any, seeds: Any) -> Any:
+    def pairs(self, prompts: Any, seeds: Any, candidates: int = 2) -> Any:
         images = torch.stack([self._noise(seed, side) for seed in seeds for side in range(2)])
         return self.name, images, SimpleNamespace(prompts=[p for p in prompts for _ in range(2)])
 

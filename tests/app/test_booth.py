@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from app.scribble import session
 
 from diffalign.errors import DiffalignError
+from diffalign.policy import Policy
+from diffalign.steps import DDIM
+from diffalign_demo.app.artist import Artist
 from diffalign_demo.app.booth import Booth
-from diffalign_demo.app.choosing import Kind, next_models, next_prompt, worth_having
+from diffalign_demo.app.choosing import Kind, apart, next_models, next_prompt, worth_having
 from diffalign_demo.app.session import Session
 
 TRAIN, JUDGE = Kind("train"), Kind("judge")
@@ -126,6 +130,24 @@ def test_the_least_known_models_are_compared_next(running: Session):
     assert "new" in chosen
     found = {frozenset(next_models(["scribble", "other", "new"], votes, "random", pick)) for _ in range(60)}
     assert len(found) == 3
+
+
+def test_the_two_most_different_candidates_of_every_pair_are_chosen():
+    places = torch.tensor([[0.0, 3.0, 1.0, -2.0], [5.0, 5.1, 5.2, 5.3]])
+    latents = places.reshape(8, 1, 1, 1).expand(8, 2, 3, 3)
+    assert apart(latents, 4).tolist() == [1, 3, 4, 7]
+    assert apart(latents, 2).tolist() == list(range(8))
+
+
+def test_more_candidates_make_pairs_that_differ_more():
+    artist = Artist("emoji", Policy.from_pretrained("emoji", steps=2, lora=False), DDIM())
+    (_, _, two), (_, pictures, chosen) = (artist.pairs(["red apple", "dog"], [1, 2], n) for n in (2, 5))
+    apart_by = [(b.final[::2] - b.final[1::2]).flatten(1).norm(dim=1) for b in (two, chosen)]
+    assert (apart_by[1] > apart_by[0] - 1e-3).all()  # the first two are among the five
+    assert (apart_by[1] > apart_by[0] + 1e-2).any()
+    assert chosen.prompts == ["red apple", "red apple", "dog", "dog"]
+    assert torch.equal(chosen.states[::2, 0], chosen.states[1::2, 0])
+    assert len(pictures) == 4
 
 
 def test_how_many_votes_are_worth_having():
