@@ -4,6 +4,7 @@
 # Debian's package is installed where it is missing and we may; else the command runs without, and the
 # tests that need PostgreSQL skip. The server listens on a Unix socket in a temporary folder alone.
 set -euo pipefail
+. "$(dirname "$0")/debian.sh"
 
 without() {
     echo "PostgreSQL's tests will skip: $1" >&2
@@ -16,11 +17,11 @@ without() {
 find_server() { { find /usr/lib/postgresql -name initdb -printf "%h\n" 2>/dev/null || true; } | sort -V | tail -1; }
 
 install_server() {
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    may_install || return 1
     mkdir -p /etc/postgresql-common  # or the package starts a server that nobody asked for
     [ -e /etc/postgresql-common/createcluster.conf ] ||
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } >&2
+    install postgresql
 }
 
 bin=$(find_server)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from diffalign.models import comfy
 from diffalign.models.weights import LORA_FILE
 from diffalign.seeds import derive
 from diffalign_demo.app.pool import Pool
+from diffalign_demo.app.runs import lacking, weights
 from diffalign_demo.app.studio import Studio
 from diffalign_demo.app.training import Training
 
@@ -28,15 +29,20 @@ EVERY = 2.0
 
 
 class Alignment:
-    """`heldout` prompts are drawn from the same seeds before and after."""
+    """`heldout` prompts are drawn from the same seeds before and after.
+
+    waits: how many more votes on what is drawn now the run waits for.
+    """
 
     def __init__(self, training: Training, studio: Studio, pool: Pool, heldout: Sequence[str]) -> None:
         self.training, self.studio, self.heldout = training, studio, list(heldout)
         self._pool, self._closed = pool, threading.Event()
         self._seen: Path | None = None
-        self.problem = ""
+        self.problem, self.waits = "", 0
         self._drawn = lru_cache(maxsize=32)(self._draw)
-        threading.Thread(target=self._watch, name="weights", daemon=True).start()
+        self._try_to_look()
+        self._thread = threading.Thread(target=self._watch, name="weights", daemon=True)
+        self._thread.start()
 
     def pictures(self, w: float) -> Tensor:
         """Pictures (P, 3, H, W) of the held-out prompts at strength w; 0 is the base model."""
@@ -44,34 +50,49 @@ class Alignment:
         return self._drawn(trained, w if trained else 0.0)
 
     def lora(self, layout: Literal["diffusers", "comfyui"] = "diffusers") -> Path | None:
-        """The file of the finished LoRA, with the keys of diffusers or of ComfyUI."""
-        run = self.training.folder
-        if run is None or not (path := run.path / "lora" / LORA_FILE).is_file():
+        """The file of the LoRA that is drawn with, if any, with the keys of diffusers or of ComfyUI."""
+        own = self._seen
+        if own is None or not self.studio.main.trained or not (own / LORA_FILE).is_file():
             return None
-        return path if layout == "diffusers" else comfy.export(path.parent, run.path / "comfyui.safetensors")
+        if layout == "comfyui":
+            return comfy.export(own, own.parent / "comfyui.safetensors")
+        return own / LORA_FILE
+
+    def begun(self) -> Iterator[str]:
+        """In words, which earlier run the app goes on with, and what is wrong with it."""
+        if (run := self.training.folder) and self.studio.main.trained:
+            yield f"going on with what {run.path} learned; --fresh begins with the model as it was"
+        if self.problem:
+            yield f"beginning with the model as it was, as what was learned before does not fit: {self.problem}"
 
     def close(self) -> None:
         """Stop watching, and stop the run."""
         self._closed.set()
         self.training.stop()
+        self._thread.join(timeout=10)
 
     def look(self) -> None:
-        """Take over the weights where there are newer ones."""
-        run, newest = self.training.folder, self.training.newest()
-        if run is None or newest in (None, self._seen):
-            return
-        self.studio.main.load(run, None if newest.parent == run.checkpoints else newest)
-        self._seen, self.problem = newest, ""
-        self._pool.clear()
+        """Take over the weights where there are newer ones, and see what the run waits for."""
+        run = self.training.look()
+        newest = weights(run) if run else None
+        if run and newest and newest != self._seen:
+            self.studio.main.load(run, None if newest.parent == run.checkpoints else newest)
+            self._seen, self.problem = newest, ""
+            self._pool.clear()
+        ended = self.training.progress().state not in ("running", "found")
+        self.waits = 0 if run is None or ended else lacking(run, self.studio.store, self.studio.main.name)
 
     def _watch(self) -> None:
         while not self._closed.wait(EVERY):
-            try:
-                self.look()
-            except DiffalignError as error:
-                self.problem = str(error)
-            except Exception:  # such as a file that is being replaced: the next look finds it whole
-                logging.getLogger(__name__).debug("weights could not be read", exc_info=True)
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        try:
+            self.look()
+        except DiffalignError as error:
+            self.problem = str(error)
+        except Exception:  # such as a file that is being replaced: the next look finds it whole
+            logging.getLogger(__name__).debug("weights could not be read", exc_info=True)
 
     def _draw(self, trained: str, w: float) -> Tensor:
         seeds = [derive("held-out", n) for n in range(len(self.heldout))]

@@ -30,10 +30,11 @@ Token = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[\w-]+$")]
 
 
 class Counts(BaseModel):
-    """Votes that stand, of all users, and how many are worth having."""
+    """Votes that stand, of all users, how many are worth having, and how many more a training run waits for."""
 
     votes: int
     worth: int
+    waits: int
 
 
 class PairOut(Counts):
@@ -94,7 +95,8 @@ def router(session: Session) -> APIRouter:
     booth, studio = session.booth, session.studio
 
     def counts(mode: Mode = "train") -> Counts:
-        return Counts(votes=booth.store.count(), worth=worth_having(mode, len(studio.models())))
+        worth = worth_having(mode, len(studio.models()))
+        return Counts(votes=booth.store.count(), worth=worth, waits=session.alignment.waits)
 
     @api.get("/pair")
     def pair(user: User, mode: Mode = "train", choose: How = "informed") -> PairOut:

@@ -62,13 +62,16 @@ class Watched(Task):
 
 
 class Improvement:
-    """One search for one prompt: iterating over it gives its frames as they come."""
+    """One search for one prompt: iterating over it gives its frames as they come.
+
+    ended: how it came to its end, once it has: "done" or "stopped".
+    """
 
     def __init__(self, artist: Artist, prompt: str, method: Search, weights: Mapping[str, float]) -> None:
         self.artist, self.prompt, self.method = artist, prompt, method
         self.reward = composed({label: weight for label, weight in weights.items() if weight})
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(maxsize=4)
-        self._stopped, self._count = threading.Event(), 0
+        self._stopped, self._count, self.ended = threading.Event(), 0, ""
         self._task: Watched | None = None
 
     def stop(self) -> None:
@@ -94,8 +97,10 @@ class Improvement:
                 rule = self.method.default_rule(policy)
                 self._task = Watched(policy, self.reward, [self.prompt], rule, batch=4, show=self._show)
                 self.method.run(self._task)
+            self.ended = "done"
             self._put(None)
         except Stopped:
+            self.ended = "stopped"
             self._put(None)
         except Exception as error:
             self._put(error)

@@ -18,6 +18,7 @@ STATES = {
     "none": "No run yet.",
     "running": "▶ Running",
     "done": "✓ Done",
+    "found": "▸ Going on",
     "stopped": "■ Stopped",
     "failed": "✗ Failed",
 }
@@ -70,7 +71,7 @@ def before_after(prompts: Sequence[str], before: Tensor, after: Tensor | None, w
     return f'<div class="da-heldout">{told}</div>'
 
 
-def progress(now: Progress, problem: str) -> str:
+def progress(now: Progress, waits: int, problem: str) -> str:
     """How far the training is, in words and as a bar."""
     if now.state == "none":
         return note(
@@ -80,7 +81,8 @@ def progress(now: Progress, problem: str) -> str:
     bar = f'<progress max="100" value="{share:.0f}" aria-label="rounds that are done"></progress>'
     said = f'<pre class="da-said">{escape(now.words)}</pre>' if now.state == "failed" else ""
     trouble = note(problem) if problem else ""
-    told = f"<b>{STATES[now.state]}</b> · round {now.done} of {now.rounds or '?'}"
+    told = f"<b>{STATES[now.state]}</b> · {escape(now.name)} · round {now.done} of {now.rounds or '?'}"
+    told += f" · waits for {waits} vote(s) on what the model is now: go on in Compare" if waits else ""
     return f'<div class="da-progress"><p role="status">{told}</p>{bar}{said}{trouble}</div>'
 
 

@@ -21,7 +21,8 @@ class Options:
     config: whose model, steps, rule, guidance and LoRA are drawn with. train: what Align runs instead
     of the config, in words in which {votes} is the store. votes: a file, or a URL of PostgreSQL with
     `pictures`, its folder. judges: models, run folders or LoRA folders. candidates: pictures that are
-    drawn for a pair, of which the two most different are shown.
+    drawn for a pair, of which the two most different are shown. runs: where Align trains, and where what
+    was learned from these votes before is found, unless `fresh`.
     """
 
     model: str | None = None
@@ -36,6 +37,7 @@ class Options:
     training: bool = True
     train: str | None = None
     runs: Path = Path("runs")
+    fresh: bool = False
 
     def check(self) -> None:
         """Refuse to listen to other machines without users and passwords."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
 import uvicorn
@@ -36,12 +36,14 @@ def serve(options: Options, say: Callable[[str], None]) -> None:
 
 
 def application(session: Session, members: Members | None, rate: Rate = REQUESTS) -> Gate:
-    """The ASGI application of a session; it closes the session when it ends."""
+    """The ASGI application of a session; it closes the session when it ends, and leaves no files of its own."""
+    own = TemporaryDirectory(prefix="diffalign-", ignore_cleanup_errors=True)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        session.close()
+        with own:
+            yield
+            session.close()
 
     app = FastAPI(
         title="diffalign", version=__version__, lifespan=lifespan,
@@ -52,12 +54,12 @@ def application(session: Session, members: Members | None, rate: Rate = REQUESTS
     if members:
         app.include_router(login.router(members))
     hosts = (*LOOPBACK, session.options.host)
+    os.environ["GRADIO_TEMP_DIR"] = own.name
     return Gate(_with_gradio(app, session, members is not None), members, rate, hosts)
 
 
 def _with_gradio(app: FastAPI, session: Session, named: bool) -> FastAPI:
     """Gradio serves its own files and those that it made itself, in a folder of its own, and no others."""
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diffalign-")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     mounted: FastAPI = gr.mount_gradio_app(
         app, page(session, named), path="/", server_name=session.options.host, server_port=session.options.port,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diffalign import prompts
 from diffalign.preferences import Store
@@ -16,6 +17,7 @@ from diffalign_demo.app.limits import Seats
 from diffalign_demo.app.options import Options
 from diffalign_demo.app.pool import Pool
 from diffalign_demo.app.ranking import Ranking
+from diffalign_demo.app.runs import Runs
 from diffalign_demo.app.studio import Studio
 from diffalign_demo.app.training import Training
 
@@ -49,7 +51,8 @@ class Session:
         self.pool = Pool(self.studio.paint)
         self.booth = Booth(self.store, self.pool)
         self.ranking = Ranking(self.store, self.studio.main)
-        training = Training(own.training_words(), own.runs)
+        runs = Runs(Path(own.runs), self.studio.main.title, own.votes)
+        training = Training(own.training_words(), runs, own.fresh)
         self.alignment = Alignment(training, self.studio, self.pool, self.heldout)
         self.seats, self.drawing = Seats(SEARCHES), Seats(DRAWN)
         self._searchers: dict[str, Artist] = {}
@@ -84,4 +87,7 @@ def begin(options: Options, say: Callable[[str], None] = lambda text: None) -> S
     main = engage(options)
     judges = [engage(options, judge) for judge in options.judges]
     studio = Studio(store, prompts.load(settings.prompts), main, judges, options.candidates)
-    return Session(options, store, studio, prompts.load(settings.heldout_prompts, HELDOUT))
+    session = Session(options, store, studio, prompts.load(settings.heldout_prompts, HELDOUT))
+    for words in session.alignment.begun():
+        say(words)
+    return session

@@ -90,4 +90,5 @@ def _stop(session: Session) -> Any:
 
 
 def _progress(session: Session) -> str:
-    return markup.progress(session.alignment.training.progress(), session.alignment.problem)
+    alignment = session.alignment
+    return markup.progress(alignment.training.progress(), alignment.waits, alignment.problem)

@@ -70,11 +70,18 @@ def _start(session: Session) -> Any:
 
 
 def _shown(found: Improvement) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every frame as it comes, and the last one again with how it ended."""
     frames: list[Frame] = []
     for frame in found:
         frames.append(frame)
-        caption = f"{found.prompt}: best reward {frame.best:.3f} of {frame.number} sample(s)"
-        yield markup.frame(frame.picture, caption), _curve(frames)
+        yield _told(found, frame), _curve(frames)
+    if frames:
+        yield _told(found, frames[-1], f", {found.ended}"), _curve(frames)
+
+
+def _told(found: Improvement, frame: Frame, end: str = "") -> str:
+    caption = f"{found.prompt}: best reward {frame.best:.3f} of {frame.number} sample(s){end}"
+    return markup.frame(frame.picture, caption)
 
 
 def _stop(session: Session) -> Any:

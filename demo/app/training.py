@@ -6,25 +6,31 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffalign import registry
 from diffalign.errors import DiffalignError
-from diffalign.folders import checkpoint
 from diffalign.folders.runfolder import RunFolder
+from diffalign_demo.app.runs import Runs, waits
 
-PATIENCE = 30.0
-"""Seconds in which a run that is stopped finishes what it is writing."""
+PATIENCE, WAITING, AT_ONCE = 30.0, 1.0, 5.0
+"""Seconds in which a run that is stopped finishes its round, hears that it is, and ends when told so again."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """state: "none", "running", "done", "stopped" or "failed"; words: the end of what the run said."""
+    """state: "none", "running", "done", "stopped", "failed", or "found" where the run is somebody else's.
+
+    name: the run's folder. words: the end of what it said.
+    """
 
     state: str = "none"
+    name: str = ""
     done: int = 0
     rounds: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -32,14 +38,19 @@ class Progress:
 
 
 class Training:
-    """`words` are those of `diffalign train`; every run gets a new folder."""
+    """`words` are those of `diffalign train`; every run gets a new folder.
 
-    def __init__(self, words: Sequence[str], runs: Path) -> None:
+    `folder` is the last run that was started here, or elsewhere since, such as before the app was. fresh:
+    leave out what was trained before.
+    """
+
+    def __init__(self, words: Sequence[str], runs: Runs, fresh: bool = False) -> None:
         self.words = list(words)
-        self._runs, self._lock = Path(runs), threading.Lock()
+        self._runs, self._lock = runs, threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        self._since, self._stopped = time.time() if fresh else 0.0, False
         self.folder: RunFolder | None = None
+        self._started: RunFolder | None = None
 
     def command(self, out: Path, more: Sequence[str] = ()) -> list[str]:
         """What is run, with further overrides."""
@@ -58,25 +69,34 @@ class Training:
                 raise DiffalignError("a training run is going on; stop it first, or wait for its end.")
             out = self._free()
             command = self.command(out, more)
-            self._runs.mkdir(parents=True, exist_ok=True)
+            self._runs.folder.mkdir(parents=True, exist_ok=True)
             with self._log(out).open("wb") as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
                 )
-            self.folder, self._stopped = RunFolder(out), False
+            self.folder = self._started = RunFolder(out)
+            self._since, self._stopped = time.time(), False
+
+    def look(self) -> RunFolder | None:
+        """The run to follow: where none of ours is going on, the one whose weights are newer than its start."""
+        with self._lock:
+            if not self.running:
+                self.folder = self._runs.newest(self._since) or self.folder
+            return self.folder
 
     def stop(self) -> None:
-        """Ask the run to stop, as Ctrl-C does, and end it where it does not."""
+        """Stop the run as Ctrl-C does: after its round, but at once where that waits for votes."""
         with self._lock:
-            if not self.running or self._process is None:
+            if not self.running or self._process is None or self._started is None:
                 return
             self._stopped = True
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            for patience in (WAITING if waits(self._started) else PATIENCE, AT_ONCE):
+                self._process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(patience)
+                    return
+            self._process.kill()
+            self._process.wait()
 
     @property
     def running(self) -> bool:
@@ -85,32 +105,25 @@ class Training:
 
     def progress(self) -> Progress:
         """How far the run is."""
-        if self.folder is None or self._process is None:
+        if (run := self.folder) is None:
             return Progress()
-        rows = self.folder.rows()
-        rounds = (
-            int(self.folder.config().get("rounds", 0)) if (self.folder.path / "config.yaml").exists() else 0
-        )
-        words = self._log(self.folder.path).read_text("utf-8", "replace")[-2000:]
-        return Progress(self._state(), len(rows), rounds, rows, words)
+        rows = run.rows()
+        rounds = int(run.config().get("rounds", 0)) if (run.path / "config.yaml").exists() else 0
+        log = self._log(run.path)
+        words = log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""
+        return Progress(self._state(run), run.path.name, len(rows), rounds, rows, words)
 
-    def newest(self) -> Path | None:
-        """The newest weights: the finished LoRA, else the one that people are shown, else a checkpoint."""
-        if self.folder is None:
-            return None
-        done, live = self.folder.path / "lora", sorted((self.folder.path / "live").glob("round-*"))
-        found = [path for path in (done, *live[-1:]) if path.is_dir()]
-        return found[0] if found else checkpoint.latest(self.folder.checkpoints)
-
-    def _state(self) -> str:
-        if self.running or self._process is None:
+    def _state(self, run: RunFolder) -> str:
+        if self._process is None or run != self._started:
+            return "done" if (run.path / "lora").is_dir() else "found"
+        if self.running:
             return "running"
         if self._stopped:
             return "stopped"
         return "failed" if self._process.returncode else "done"
 
     def _free(self) -> Path:
-        names = (self._runs / f"{Path(self.words[0]).stem}-{n}" for n in range(1, 100_000))
+        names = (self._runs.folder / f"{Path(self.words[0]).stem}-{n}" for n in range(1, 100_000))
         return next(path for path in names if not path.exists())
 
     def _log(self, out: Path) -> Path:

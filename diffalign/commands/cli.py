@@ -210,7 +210,11 @@ def demo(
         str | None,
         typer.Option(help="what Align runs instead of the config: CONFIG KEY=VALUE, {votes} is the store"),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="where the runs go")] = Path("runs"),
+    runs: Annotated[
+        Path,
+        typer.Option(help="where the runs go; the app goes on with the newest that learned from these votes"),
+    ] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="leave out what was learned before")] = False,
 ) -> None:
     """Open the app: compare pictures, train from the votes, rank, search, judge models."""
     _need_gradio()
@@ -221,6 +225,7 @@ def demo(
         Options(
             model=model, votes=votes, pictures=pictures, host=host, port=port, auth=auth, training=training,
             judges=tuple(judge or ()), candidates=candidates, config=config, train=train, runs=runs,
+            fresh=fresh,
         ),
         _say,
     )  # fmt: skip

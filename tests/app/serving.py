@@ -32,17 +32,17 @@ def free_port() -> int:
 
 
 class Server:
-    """A process that is started with a command, killed, and started again at the same port."""
+    """A process that is started with a command in a folder, killed, and started again at the same port."""
 
-    def __init__(self, command: list[str], port: int, log: Path) -> None:
-        self.command, self.port, self.log, self.folder = command, port, log, log.parent
+    def __init__(self, command: list[str], port: int, log: Path, cwd: Path | None = None) -> None:
+        self.command, self.port, self.log, self.folder, self.cwd = command, port, log, log.parent, cwd
         self.url = f"http://127.0.0.1:{port}"
         self.start()
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             env = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=env)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=env, cwd=self.cwd)
         for _ in range(600):
             if self.process.poll() is not None:
                 raise RuntimeError(self.log.read_text())
@@ -81,6 +81,17 @@ def within(session: Session, members: Members | None = None, rate: Rate | None =
     thread.join()
 
 
+def pressed(client: httpx.Client, button: str, data: list[object]) -> str:
+    """What Gradio's event of a button answers, asked for as its own page does."""
+    config = client.get("/config").json()
+    (number,) = [c["id"] for c in config["components"] if c["props"].get("value") == button]
+    (event,) = [d["id"] for d in config["dependencies"] if [number, "click"] in d["targets"]]
+    body = {"data": data, "fn_index": event, "session_hash": "abcdefghij", "trigger_id": number}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abcdefghij"}) as stream:
+        return next(line for line in stream.iter_lines() if "process_completed" in line)
+
+
 def scribbling(folder: Path, *flags: str) -> Server:
     """The app with a model that draws noise."""
     port = free_port()
@@ -90,15 +101,11 @@ def scribbling(folder: Path, *flags: str) -> Server:
 
 def painting(folder: Path, *flags: str) -> Server:
     """The app as it is started by hand, with the packaged model."""
+    return demo(folder, "--votes", str(folder / "votes.db"), "--runs", str(folder / "runs"), *flags)
+
+
+def demo(folder: Path, *flags: str, cwd: Path | None = None) -> Server:
+    """`diffalign demo` with these flags."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "diffalign",
-        "demo",
-        "--port",
-        str(port),
-        "--votes",
-        str(folder / "votes.db"),
-    ]
-    return Server([*command, "--runs", str(folder / "runs"), *flags], port, folder / "server.log")
+    command = [sys.executable, "-m", "diffalign", "demo", *flags, "--port", str(port)]
+    return Server(command, port, folder / "server.log", cwd)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from app.scribble import session
-from app.serving import CLIENT, within
+from app.serving import CLIENT, pressed, within
 from sqlalchemy import event
 
 from diffalign_demo.app import tab_align
@@ -56,7 +56,7 @@ def test_a_vote_by_http(ada: httpx.Client, running: Session):
     for picture in pair["pictures"]:
         assert ada.get(f"/api/picture/{picture}").content.startswith(b"\x89PNG")
     counts = ada.post("/api/vote", json=vote(pair, seconds=1.5)).json()
-    assert counts == {"votes": 1, "worth": 100}
+    assert counts == {"votes": 1, "worth": 100, "waits": 0}
     assert [(v.choice, v.seconds) for v in running.store.votes()] == [("a", 1.5)]
 
 
@@ -310,20 +310,9 @@ def test_a_missing_picture_is_told(ada: httpx.Client, running: Session):
 def test_training_can_be_switched_off(tmp_path: Path):
     made = session(tmp_path, training=False)
     with within(made) as url, client_of(url) as client:
-        trained = _event(client, "Train from the votes", [tab_align.EVERYBODY, False])
+        trained = pressed(client, "Train from the votes", [tab_align.EVERYBODY, False])
     assert "No training run yet" in trained
     assert made.alignment.training.folder is None
-
-
-def _event(client: httpx.Client, button: str, data: list[object]) -> str:
-    """What Gradio's event of a button answers, asked for as its own page does."""
-    config = client.get("/config").json()
-    (number,) = [c["id"] for c in config["components"] if c["props"].get("value") == button]
-    (event,) = [d["id"] for d in config["dependencies"] if [number, "click"] in d["targets"]]
-    body = {"data": data, "fn_index": event, "session_hash": "abcdefghij", "trigger_id": number}
-    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
-    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abcdefghij"}) as stream:
-        return next(line for line in stream.iter_lines() if "process_completed" in line)
 
 
 def test_many_requests_of_one_user_get_one_pair(url: str, ada: httpx.Client):
