@@ -74,7 +74,7 @@ def apart(latents: Tensor, candidates: int) -> Tensor:
     What somebody likes can only show where two pictures differ; of eight, the two most different differ about
     twice as much in style as the first two do (docs/results.md).
     """
-    each = latents.float().flatten(1).unflatten(0, (-1, candidates))
+    each = latents.float().reshape(-1, candidates, latents[0].numel())
     farthest = torch.cdist(each, each).flatten(1).argmax(1)
     two = torch.stack([farthest // candidates, farthest % candidates], 1)
     return (two + candidates * torch.arange(len(each), device=two.device)[:, None]).flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +25,16 @@ REWARDS: dict[str, tuple[str, dict[str, str]]] = {
     "Detailed (right) or plain (left)": ("jpeg_incompressibility", {}),
 }
 """label -> reward; a negative weight asks for the opposite."""
-METHODS: dict[str, Callable[[int], Search]] = {
-    "ReNO: follows the reward's gradient": lambda n: registry.search("reno")(iterations=n, clip=0.1),
-    "Best of N: draws again and again": lambda n: registry.search("best_of_n")(n=n),
-    "ZO-RankSGD: climbs by comparing": lambda n: registry.search("zo_rank_sgd")(rounds=max(1, n // 14)),
+RATE, RATE_DIM = 5.0, 4 * 64 * 64
+"""ReNO's published rate and the noise that it is for, whose length grows with the root of the numbers in it."""
+METHODS: dict[str, Callable[[int, int], Search]] = {
+    "ReNO: follows the reward's gradient": lambda n, dim: registry.search("reno")(
+        iterations=n, clip=0.1, lr=RATE * math.sqrt(dim / RATE_DIM)
+    ),
+    "Best of N: draws again and again": lambda n, dim: registry.search("best_of_n")(n=n),
+    "ZO-RankSGD: climbs by comparing": lambda n, dim: registry.search("zo_rank_sgd")(rounds=max(1, n // 14)),
 }
-"""label -> search, of so many samples."""
+"""label -> search, of so many samples, for noise of so many numbers."""
 
 
 class Stopped(Exception):

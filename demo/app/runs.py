@@ -38,12 +38,9 @@ class Runs:
         return False
 
     def _ours(self, votes: str | None) -> bool:
-        same = (
-            bool(votes)
-            and ("://" not in str(votes))
-            and Path(str(votes)).resolve() == Path(self.votes).resolve()
-        )
-        return votes == self.votes or same
+        if votes is None or "://" in votes:
+            return votes == self.votes
+        return Path(votes).resolve() == Path(self.votes).resolve()
 
 
 def weights(run: RunFolder) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,8 +58,9 @@ def _start(session: Session) -> Any:
     ) -> Iterator[tuple[str, pd.DataFrame]]:
         user, chosen = user_of(request), dict(zip(REWARDS, weights, strict=True))
         with session.seats.seat(user):
-            search = METHODS[method](int(count))
-            found = Improvement(session.searcher(model), check_prompt(prompt), search, chosen)
+            artist = session.searcher(model)
+            search = METHODS[method](int(count), math.prod(artist.policy.latent_shape))
+            found = Improvement(artist, check_prompt(prompt), search, chosen)
             session.searching[user] = found
             try:
                 yield from _shown(found)
