@@ -1,6 +1,7 @@
-"""Makes the README's picture from a run: held-out prompts before (above) and after (below).
+"""Makes a picture from runs of one model: held-out prompts before (above), and after each run (below).
 
-python benchmarks/before_after.py runs/emoji-d3po docs/img/quickstart.png
+python benchmarks/before_after.py runs/emoji-d3po --out docs/img/quickstart.png
+python benchmarks/before_after.py runs/people/3d-0/run runs/people/flat-0/run --out docs/img/people.png
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ def strip(run: Path, tag: str, indices: list[int]) -> Image.Image:
 def main() -> None:
     """Every sixth held-out prompt, so that nobody picked them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     indices = list(range(0, 6 * COUNT, 6))
-    before, after = (strip(args.run, tag, indices) for tag in ("base", "final"))
-    both = Image.new("RGB", (before.width, 2 * SIZE + GAP), "white")
-    both.paste(before, (0, 0))
-    both.paste(after, (0, SIZE + GAP))
+    rows = [strip(args.runs[0], "base", indices), *(strip(run, "final", indices) for run in args.runs)]
+    sheet = Image.new("RGB", (rows[0].width, len(rows) * (SIZE + GAP) - GAP), "white")
+    for place, row in enumerate(rows):
+        sheet.paste(row, (0, place * (SIZE + GAP)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    both.save(args.out, optimize=True)
+    sheet.save(args.out, optimize=True)
 
 
 if __name__ == "__main__":
