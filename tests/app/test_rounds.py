@@ -61,6 +61,7 @@ def versions(*folders: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_people_and_trainer_take_turns(tmp_path: Path):
     server = painting(tmp_path, "--train", ROUNDS)
     run = tmp_path / "runs" / "emoji-d3po-votes-1"
