@@ -67,7 +67,8 @@ class Batching:
 class Run:
     """The policy, the reward and the numbers of a run; a single reward is taken as a composite of one.
 
-    The trainer sets `round`, and `update`: how many optimizer steps this round has seen.
+    The trainer sets `round`, `update`: how many optimizer steps this round has seen, and `interrupted`:
+    whether somebody asked for its end.
     """
 
     policy: Policy
@@ -79,6 +80,7 @@ class Run:
     accelerator: Accelerator = field(default_factory=Accelerator)
     metrics: Metrics = field(default_factory=Metrics)
     advance: Callable[[str, int], None] = lambda phase, n: None
+    interrupted: Callable[[], bool] = lambda: False
     round: int = 0
     update: int = 0
     reward_calls: int = 0

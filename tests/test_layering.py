@@ -18,7 +18,7 @@ LAYERS = [
     " cost",
     "adapters attention capture conditioning encoder inference layout lengths loading placement policy predictor"
     " quantize schedulers shell stub template trajectory weights comfy",
-    "walk recompute",
+    "walk recompute whole",
     "preferences prompts plugins checkpoint metrics isolated saving folder runfolder searchfolder",
     "run",
     "evaluate optimize calibrate",

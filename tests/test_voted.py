@@ -211,6 +211,15 @@ def test_a_round_with_people_waits_for_votes_on_what_was_published(store, policy
     assert len(got[0]) == 1
 
 
+def test_a_round_that_waits_ends_when_it_is_told_to(store, policy, tmp_path):
+    source = Awaited(publish("emoji", tmp_path / "live"), Ballots(store, "emoji").pairs, pause=0.01)
+    run = run_of(store, policy, source, pairs=1)
+    looks = iter([False, True])
+    run.interrupted = lambda: next(looks)
+    with pytest.raises(KeyboardInterrupt):
+        run.source(run)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

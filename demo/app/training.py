@@ -16,10 +16,10 @@ from typing import Any
 from diffalign import registry
 from diffalign.errors import DiffalignError
 from diffalign.folders.runfolder import RunFolder
-from diffalign_demo.app.runs import Runs, waits
+from diffalign_demo.app.runs import Runs
 
-PATIENCE, WAITING, AT_ONCE = 30.0, 1.0, 5.0
-"""Seconds in which a run that is stopped finishes its round, hears that it is, and ends when told so again."""
+PATIENCE, AT_ONCE = 30.0, 5.0
+"""Seconds in which a run that is stopped finishes its round, and ends when told so again."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class Training:
             return self.folder
 
     def stop(self) -> None:
-        """Stop the run as Ctrl-C does: after its round, but at once where that waits for votes."""
+        """Stop the run as Ctrl-C does: after its round, or at once where it waits for votes."""
         with self._lock:
-            if not self.running or self._process is None or self._started is None:
+            if not self.running or self._process is None:
                 return
             self._stopped = True
-            for patience in (WAITING if waits(self._started) else PATIENCE, AT_ONCE):
+            for patience in (PATIENCE, AT_ONCE):
                 self._process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(patience)

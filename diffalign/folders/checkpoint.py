@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.errors import DiffalignError, RunError
+from diffalign.folders.whole import appearing, remove
 
 TENSORS, REST = "state.safetensors", "state.json"
 
@@ -23,29 +22,23 @@ TENSORS, REST = "state.safetensors", "state.json"
 def save(folder: Path, state: Mapping[str, Any], keep: int | None = None) -> None:
     """Write a nested state of tensors and JSON values, then drop all but the newest `keep` siblings.
 
-    Written beside its place, flushed to disk, then renamed: a kill leaves the old checkpoints or the
-    new one. A full disk is a RunError, and the previous checkpoint stays.
+    A kill leaves the old checkpoints or the new one. A full disk is a RunError, and the previous
+    checkpoint stays.
     """
     tensors: dict[str, Tensor] = {}
     rest = encode(state, "", tensors)
-    part = folder.with_name(f".{folder.name}.part")
     try:
-        _remove(part)
-        part.mkdir(parents=True)
-        save_file(tensors, part / TENSORS)
-        (part / REST).write_text(json.dumps(rest))
-        for written in (part / TENSORS, part / REST, part):
-            sync(written)
-        _publish(part, folder)
+        with appearing(folder) as part:
+            save_file(tensors, part / TENSORS)
+            (part / REST).write_text(json.dumps(rest))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise RunError(
             f"could not save the checkpoint {folder}: {error}. The previous checkpoint is untouched; "
             "free some space (or see to the folder's permissions), then resume."
         ) from error
     if keep is not None:
         for old in complete(folder.parent)[:-keep]:
-            _remove(old)
+            remove(old)
 
 
 def load(folder: Path | None) -> dict[str, Any]:
@@ -75,30 +68,6 @@ def latest(checkpoints: Path) -> Path | None:
 def _number(folder: Path) -> int:
     """The round in a checkpoint's name, which may have more digits than the name leaves room for."""
     return int(re.sub(r"\D", "", folder.name) or 0)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _publish(part: Path, folder: Path) -> None:
-    if folder.exists():  # only where a finished round is saved again
-        _remove(folder)
-    part.rename(folder)
-    sync(folder.parent)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that a kill in between never leaves half of one behind its name."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name.strip('.')}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        shutil.rmtree(folder.rename(doomed))
 
 
 def encode(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:

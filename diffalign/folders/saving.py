@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffalign.errors import RunError
-from diffalign.folders.checkpoint import sync
+from diffalign.folders.whole import sync
 
 
 @contextmanager

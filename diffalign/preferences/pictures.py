@@ -24,8 +24,8 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from diffalign.errors import DiffalignError, RunError
-from diffalign.folders.checkpoint import sync
 from diffalign.folders.saving import save_png
+from diffalign.folders.whole import sync
 from diffalign.preferences.vote import check_text
 from diffalign.trajectory import Trajectory
 

@@ -18,6 +18,7 @@ from diffalign.algorithms import Algorithm
 from diffalign.errors import DiffalignError, RunError
 from diffalign.folders import checkpoint
 from diffalign.folders.runfolder import RunFolder
+from diffalign.folders.whole import appearing
 from diffalign.metrics import forget_peak_memory, peak_memory_mb
 from diffalign.rewarding.measure import close
 from diffalign.run import Run
@@ -81,6 +82,7 @@ class Trainer:
             self._resume()
         start = time.monotonic() - self.seconds
         with interruptible() as interrupted:
+            self.run.interrupted = interrupted
             if unfinished := self.pending:
                 self.pending = None
                 self._finish_round(unfinished, force=False)
@@ -161,7 +163,7 @@ class Trainer:
                 and (self.best is None or self.evaluator.better(sheet.scores, self.best[0]))
             ):
                 self.best = (dict(sheet.scores), self.run.round)
-                self._on_main(lambda: self.run.policy.save(self.folder.path / "lora-best"))
+                self._on_main(lambda: self._keep("lora-best"))
         self._show(f"round-{self.run.round:04d}", sheet)
         return row
 
@@ -190,7 +192,7 @@ class Trainer:
         with self.optimizer.averaged():
             sheet = self.latest or self.evaluator.sheet()
             self._show("final", sheet)
-            self._on_main(lambda: self.run.policy.save(self.folder.path / "lora"))
+            self._on_main(lambda: self._keep("lora"))
         summary = self.evaluator.summary(sheet) | {
             "denoiser_calls": self._total(self.run.policy.denoiser_calls),
             "reward_calls": self._total(self.run.reward_calls),
@@ -201,6 +203,10 @@ class Trainer:
         }
         self._on_main(lambda: self.folder.write_summary(summary))
         return summary
+
+    def _keep(self, name: str) -> None:
+        with appearing(self.folder.path / name) as part:
+            self.run.policy.save(part)
 
     def _total(self, count: int) -> int:
         """A count of this process, summed over all."""

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from diffalign.errors import DiffalignError
 from diffalign.folders.saving import write_text
+from diffalign.folders.whole import appearing
 from diffalign.preferences import Store
 from diffalign.preferences.vote import Vote
 from diffalign.run import Run
@@ -127,6 +128,8 @@ class Awaited:
     def _wait(self, run: Voted) -> list[Pair]:
         label, needed, seen = self.publish(run), run.batching.prompts_per_round, 0
         while len(pairs := self.votes(label)) < needed:
+            if run.interrupted():  # this round has nothing yet that could be finished and saved
+                raise KeyboardInterrupt
             run.advance("waiting for votes", len(pairs) - seen)
             seen = len(pairs)
             time.sleep(self.pause)
@@ -219,9 +222,8 @@ def publish(model: str, folder: Path) -> Callable[[Run], str]:
     def write(run: Run) -> str:
         own = folder / f"round-{run.round:04d}"
         if not own.exists():
-            part = own.with_name(f".{own.name}")
-            run.policy.save(part)
-            part.rename(own)
+            with appearing(own) as part:
+                run.policy.save(part)
         return "+".join(filter(None, (model, run.policy.version)))
 
     return write
