@@ -2,24 +2,28 @@
 
     OMP_NUM_THREADS=1 python benchmarks/pairs.py [--prompts 100]
 
-Draws as the app does; prints the mean absolute difference of the emoji CLIP's style score, with its interval.
+Draws as the app does; the mean absolute difference of the emoji CLIP's style score, with its interval. Writes
+the table of docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tables import table, write
 
-from diffalign import Policy, prompts
+from diffalign import prompts
 from diffalign.registry import reward
 from diffalign.seeds import derive
-from diffalign.steps import DDIM
 from diffalign.training.evaluate import bootstrap
-from diffalign_demo.app.artist import Artist
+from diffalign_demo.app.artist import Artist, engage
+from diffalign_demo.app.options import Options
 
 SIZES = (2, 4, 8)
+NAMES = ["pictures drawn for a pair", "difference of the two that are shown, in style"]
 
 
 @torch.no_grad()
@@ -30,17 +34,20 @@ def difference(artist: Artist, style: Any, text: str, candidates: int) -> float:
     return abs(one - other)
 
 
+def row(artist: Artist, style: Any, texts: Sequence[str], candidates: int) -> list[str]:
+    """One line of the table."""
+    each = torch.tensor([difference(artist, style, text, candidates) for text in texts])
+    low, high = bootstrap(each)
+    return [str(candidates), f"{float(each.mean()):.3f} [{low:.3f}, {high:.3f}]"]
+
+
 def main() -> None:
-    """Print a line for every number of candidates."""
+    """Measure every number of candidates and write the table of docs/results.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100)
     texts = prompts.load("emoji-train", parser.parse_args().prompts)
-    policy = Policy.from_pretrained("emoji", steps=10, guidance_scale=3.0, lora=False)
-    artist, style = Artist("emoji", policy, DDIM(quiet_last=2)), reward("emoji_clip", score="style")
-    for candidates in SIZES:
-        each = torch.tensor([difference(artist, style, text, candidates) for text in texts])
-        low, high = bootstrap(each)
-        print(f"{candidates} pictures: {float(each.mean()):.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    artist, style = engage(Options()), reward("emoji_clip", score="style")
+    write("pairs", table(NAMES, [row(artist, style, texts, candidates) for candidates in SIZES]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LAYERS = [
     "walk recompute whole",
     "preferences prompts plugins checkpoint metrics isolated saving folder runfolder searchfolder",
     "run",
-    "evaluate optimize calibrate",
+    "evaluate optimize calibrate live",
     "algorithms",
     "task found ledger tree altered mixed guided redraw voted trainer search seek",
     "arguments registry configfile rewardforms charts",

@@ -69,8 +69,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         assert whole[key] == parts[key], key
 
 
+@pytest.mark.parametrize("fault", [RunError, KeyboardInterrupt])
 @pytest.mark.parametrize("scored", [2, 9, 24, 36, 40, 55])
-def test_a_failing_reward_costs_no_finished_round(tmp_path, scored):
+def test_a_failing_reward_or_an_end_at_once_costs_no_finished_round(tmp_path, scored, fault):
     """It scores 3 pictures, then 8 a round, and 3 more after rounds 4 and 6; failing in each kind of place."""
     make(tmp_path / "whole", eval_every=4, checkpoint_every=5).train()
     trainer, left = make(tmp_path / "parts", eval_every=4, checkpoint_every=5), [scored]
@@ -78,11 +79,11 @@ def test_a_failing_reward_costs_no_finished_round(tmp_path, scored):
     def failing(images, prompts):
         left[0] -= len(prompts)
         if left[0] < 0:
-            raise RunError("the server is gone")
+            raise fault("the server is gone")
         return total(images, prompts)
 
     trainer.run.reward.rewards["reward"] = failing
-    with pytest.raises(RunError, match="the server is gone"):
+    with pytest.raises(fault, match="the server is gone"):
         trainer.train()
     finished, newest = trainer.run.round, latest(trainer.folder.checkpoints)
     assert (newest.name if newest else "round-0000") == f"round-{finished:04d}"

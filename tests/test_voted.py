@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -17,7 +19,8 @@ from diffalign.rewarding.compose import Composite
 from diffalign.run import Batching, Run
 from diffalign.settings import config
 from diffalign.steps import DDIM
-from diffalign.training.voted import Awaited, Ballots, Pair, Stored, Voted, fixed, publish
+from diffalign.training.live import ALIVE, Live
+from diffalign.training.voted import Awaited, Ballots, Pair, Stored, Voted, fixed
 from diffalign.walk import rollout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,9 +192,8 @@ def test_votes_that_come_later_change_nothing_for_a_run_that_has_begun(store, po
 def test_a_round_with_people_waits_for_votes_on_what_was_published(store, policy, tmp_path):
     voted(store, drawn(store, policy, "red apple", 0))
     ballots = Ballots(store, "emoji")
-    run = run_of(
-        store, policy, Awaited(publish("emoji", tmp_path / "live"), ballots.pairs, pause=0.01), pairs=1
-    )
+    live = Live(tmp_path / "live")
+    run = run_of(store, policy, Awaited(live, "emoji", ballots.pairs, pause=0.01), pairs=1)
     assert run.source(run) == ballots.pairs()
     run.round = 1
     with torch.no_grad():
@@ -199,20 +201,50 @@ def test_a_round_with_people_waits_for_votes_on_what_was_published(store, policy
     got: list[list[Pair]] = []
     waiting = threading.Thread(target=lambda: got.append(run.source(run)))
     waiting.start()
-    while not (live := tmp_path / "live" / "round-0001").exists():
+    while not live.waits:
         pass
     waiting.join(0.2)
     assert waiting.is_alive()
-    policy.load(live)
+    assert [shown.name for shown in live.rounds()] == ["round-0000", "round-0001"]
+    policy.load(live.rounds()[-1])
     label = f"emoji+{policy.version}"
     voted(store, drawn(store, policy, "cat face", 1, model=label))
     waiting.join(10)
     assert got == [ballots.pairs(label)]
     assert len(got[0]) == 1
+    assert not live.waits
+
+
+def test_a_run_that_was_killed_while_it_waited_waits_no_more(tmp_path):
+    live = Live(tmp_path)
+    assert not live.waits
+    with live.waiting() as sign:
+        assert live.waits
+        long_ago = time.time() - 2 * ALIVE
+        os.utime(sign, (long_ago, long_ago))
+        assert not live.waits
+        sign.touch()
+        assert live.waits
+    assert not live.waits
+
+
+def test_a_resumed_run_shows_nothing_of_the_rounds_it_lost(store, policy, tmp_path):
+    live, run = Live(tmp_path), run_of(store, policy, Stored([]), pairs=1)
+    for number in (0, 1, 2):
+        run.round = number
+        live.show(run)
+    with torch.no_grad():
+        policy.trainable()[1].add_(0.01)
+    run.round = 1
+    live.show(run)
+    assert [shown.name for shown in live.rounds()] == ["round-0000", "round-0001"]
+    expected = policy.version
+    policy.load(live.rounds()[-1])
+    assert policy.version == expected
 
 
 def test_a_round_that_waits_ends_when_it_is_told_to(store, policy, tmp_path):
-    source = Awaited(publish("emoji", tmp_path / "live"), Ballots(store, "emoji").pairs, pause=0.01)
+    source = Awaited(Live(tmp_path), "emoji", Ballots(store, "emoji").pairs, pause=0.01)
     run = run_of(store, policy, source, pairs=1)
     looks = iter([False, True])
     run.interrupted = lambda: next(looks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from diffalign.folders.whole import appearing
@@ -14,6 +16,23 @@ def test_a_folder_takes_the_place_of_the_one_before_when_it_is_full(tmp_path):
             (part / word).write_text(word)
             assert not (folder / word).exists()
         assert [path.name for path in folder.iterdir()] == [word]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_error_between_the_two_renames_brings_the_old_one_back(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "lora", Path.rename
+    with appearing(folder) as part:
+        (part / "one").touch()
+
+    def refuse(path, target):
+        if path.name.endswith(".part"):
+            raise OSError("no space")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no space"), appearing(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["one"]
     assert list(tmp_path.iterdir()) == [folder]
 
 

@@ -11,14 +11,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from torch import Tensor
 
 from diffalign.errors import DiffalignError
+from diffalign.folders.runfolder import RunFolder
 from diffalign.models import comfy
 from diffalign.models.weights import LORA_FILE
 from diffalign.seeds import derive
+from diffalign.training.voted import Voters
 from diffalign_demo.app.pool import Pool
 from diffalign_demo.app.runs import lacking, weights
 from diffalign_demo.app.studio import Studio
@@ -31,15 +34,20 @@ EVERY = 2.0
 class Alignment:
     """`heldout` prompts are drawn from the same seeds before and after.
 
-    waits: how many more votes on what is drawn now the run waits for.
+    waits: how many more votes on what is drawn now the run waits for; `voters`: whose, nobody named: anybody's.
+    problem: why the newest weights are not drawn with.
     """
 
     def __init__(self, training: Training, studio: Studio, pool: Pool, heldout: Sequence[str]) -> None:
         self.training, self.studio, self.heldout = training, studio, list(heldout)
         self._pool, self._closed = pool, threading.Event()
-        self._seen: Path | None = None
+        self._tried: tuple[Path, int] | None = None
+        self._own: Path | None = None
         self.problem, self.waits = "", 0
+        self.voters: Voters = {}
         self._drawn = lru_cache(maxsize=32)(self._draw)
+        self._files = TemporaryDirectory(prefix="diffalign-", ignore_cleanup_errors=True)
+        self._exporting, self._said = threading.Lock(), ""
         self._try_to_look()
         self._thread = threading.Thread(target=self._watch, name="weights", daemon=True)
         self._thread.start()
@@ -51,12 +59,10 @@ class Alignment:
 
     def lora(self, layout: Literal["diffusers", "comfyui"] = "diffusers") -> Path | None:
         """The file of the LoRA that is drawn with, if any, with the keys of diffusers or of ComfyUI."""
-        own = self._seen
+        own = self._own
         if own is None or not self.studio.main.trained or not (own / LORA_FILE).is_file():
             return None
-        if layout == "comfyui":
-            return comfy.export(own, own.parent / "comfyui.safetensors")
-        return own / LORA_FILE
+        return self._for_comfyui(own) if layout == "comfyui" else own / LORA_FILE
 
     def begun(self) -> Iterator[str]:
         """In words, which earlier run the app goes on with, and what is wrong with it."""
@@ -68,19 +74,34 @@ class Alignment:
     def close(self) -> None:
         """Stop watching, and stop the run."""
         self._closed.set()
-        self.training.stop()
+        self.training.close()
         self._thread.join(timeout=10)
+        self._files.cleanup()
 
     def look(self) -> None:
         """Take over the weights where there are newer ones, and see what the run waits for."""
         run = self.training.look()
-        newest = weights(run) if run else None
-        if run and newest and newest != self._seen:
+        if run and (newest := weights(run)):
+            self._take(run, newest)
+        name = self.studio.main.name
+        self.waits, self.voters = lacking(run, self.studio.store, name) if run else (0, {})
+
+    def waits_for(self, user: str) -> int:
+        """How many more votes the run waits for, where it counts this user's."""
+        return self.waits if not self.voters or user in self.voters else 0
+
+    def _take(self, run: RunFolder, newest: Path) -> None:
+        """Draw with weights that were not tried yet."""
+        if (stamp := (newest, newest.stat().st_mtime_ns)) == self._tried:
+            return
+        try:
             self.studio.main.load(run, None if newest.parent == run.checkpoints else newest)
-            self._seen, self.problem = newest, ""
+        except DiffalignError as error:
+            self.problem = str(error)
+        else:
+            self._own, self.problem = newest, ""
             self._pool.clear()
-        ended = self.training.progress().state not in ("running", "found")
-        self.waits = 0 if run is None or ended else lacking(run, self.studio.store, self.studio.main.name)
+        self._tried = stamp
 
     def _watch(self) -> None:
         while not self._closed.wait(EVERY):
@@ -89,10 +110,15 @@ class Alignment:
     def _try_to_look(self) -> None:
         try:
             self.look()
-        except DiffalignError as error:
-            self.problem = str(error)
-        except Exception:  # such as a file that is being replaced: the next look finds it whole
-            logging.getLogger(__name__).debug("weights could not be read", exc_info=True)
+        except Exception as error:  # such as a database that is locked: the next look may see it
+            if str(error) != self._said:
+                logging.getLogger(__name__).warning("the runs could not be looked at: %s", error)
+            self._said = str(error)
+
+    def _for_comfyui(self, own: Path) -> Path:
+        target = Path(self._files.name) / self.studio.main.trained / "comfyui.safetensors"
+        with self._exporting:
+            return target if target.exists() else comfy.export(own, target)
 
     def _draw(self, trained: str, w: float) -> Tensor:
         seeds = [derive("held-out", n) for n in range(len(self.heldout))]

@@ -94,9 +94,9 @@ def router(session: Session) -> APIRouter:
     api = APIRouter(prefix="/api")
     booth, studio = session.booth, session.studio
 
-    def counts(mode: Mode = "train") -> Counts:
+    def counts(user: str, mode: Mode = "train") -> Counts:
         worth = worth_having(mode, len(studio.models()))
-        return Counts(votes=booth.store.count(), worth=worth, waits=session.alignment.waits)
+        return Counts(votes=booth.store.count(), worth=worth, waits=session.alignment.waits_for(user))
 
     @api.get("/pair")
     def pair(user: User, mode: Mode = "train", choose: How = "informed") -> PairOut:
@@ -106,25 +106,25 @@ def router(session: Session) -> APIRouter:
         offer = booth.next(user, Kind(mode, choose), PATIENCE)
         if offer is None:
             raise HTTPException(503, "the next pair is still being drawn; ask again.", {"Retry-After": "1"})
-        return told(offer, counts(mode))
+        return told(offer, counts(user, mode))
 
     @api.post("/vote")
     def vote(user: User, vote: VoteIn) -> Counts:
         """Record a vote; it is on disk when this answers."""
         cast = booth.vote(user, vote.showing, vote.choice, vote.seconds, vote.token)
-        return counts(mode_of(cast))
+        return counts(user, mode_of(cast))
 
     @api.post("/skip")
     def skip(user: User, skip: SkipIn) -> Counts:
         """Record that the user does not choose between these."""
         booth.skip(user, skip.showing)
-        return counts()
+        return counts(user)
 
     @api.post("/undo")
     def undo(user: User, undo: UndoIn) -> Undone:
         """Take back the user's last vote; its pair is shown again."""
         vote = booth.undo(user, undo.token)
-        return Undone(showing=vote.showing if vote else None, **counts().model_dump())
+        return Undone(showing=vote.showing if vote else None, **counts(user).model_dump())
 
     @api.post("/prompt", status_code=202)
     def prompt(user: User, asked: PromptIn) -> None:
@@ -143,15 +143,15 @@ def router(session: Session) -> APIRouter:
 
     @api.get("/lora", response_class=FileResponse)
     def lora(layout: Literal["diffusers", "comfyui"] = "diffusers") -> FileResponse:
-        """The LoRA that was trained from votes last, with the keys of diffusers or of ComfyUI."""
+        """The LoRA that is drawn with, with the keys of diffusers or of ComfyUI."""
         if (path := session.alignment.lora(layout)) is None:
             raise HTTPException(404, "there is no LoRA yet: train one in the tab Align.")
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     @api.get("/counts")
-    def count(mode: Annotated[Mode, Query()] = "train") -> Counts:
+    def count(user: User, mode: Annotated[Mode, Query()] = "train") -> Counts:
         """How many votes are in."""
-        return counts(mode)
+        return counts(user, mode)
 
     return api
 

@@ -24,7 +24,7 @@ from diffalign.settings import config
 from diffalign.settings.config import RunConfig
 from diffalign.steps import StepRule, stochastic
 from diffalign.trajectory import Trajectory
-from diffalign.walk import rollout
+from diffalign.walk import decode, rollout
 from diffalign_demo.app.choosing import apart
 from diffalign_demo.app.options import Options
 from diffalign_demo.app.turns import Turns
@@ -88,7 +88,7 @@ class Artist:
             return self.title if w == 0 else self.name, self._decoded(batch.final)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.policy.decode(some).cpu() for some in torch.split(latents, BATCH)]).clamp(0, 1)
+        return decode(self.policy, latents, BATCH).cpu().clamp(0, 1)
 
 
 def engage(options: Options, what: str | None = None) -> Artist:

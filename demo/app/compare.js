@@ -37,7 +37,7 @@ function enable(on) {
 }
 
 function count(told) {
-  const waits = told.waits ? ` · the training waits for ${told.waits}` : "";
+  const waits = told.waits ? ` · the training waits for ${told.waits} more` : "";
   find(".da-count").textContent = `${told.votes} vote${told.votes === 1 ? "" : "s"} in · ${told.worth} worth having${waits}`;
   find("progress").value = Math.min(100, (100 * told.votes) / told.worth);
 }

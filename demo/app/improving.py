@@ -26,10 +26,10 @@ REWARDS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """label -> reward; a negative weight asks for the opposite."""
 RATE, RATE_DIM = 5.0, 4 * 64 * 64
-"""ReNO's published rate and the noise that it is for, whose length grows with the root of the numbers in it."""
+"""ReNO's published rate, and the noise it is for: with fewer numbers noise is shorter, by the root of them."""
 METHODS: dict[str, Callable[[int, int], Search]] = {
     "ReNO: follows the reward's gradient": lambda n, dim: registry.search("reno")(
-        iterations=n, clip=0.1, lr=RATE * math.sqrt(dim / RATE_DIM)
+        iterations=n, lr=RATE * min(1.0, math.sqrt(dim / RATE_DIM))
     ),
     "Best of N: draws again and again": lambda n, dim: registry.search("best_of_n")(n=n),
     "ZO-RankSGD: climbs by comparing": lambda n, dim: registry.search("zo_rank_sgd")(rounds=max(1, n // 14)),
@@ -76,7 +76,8 @@ class Improvement:
         self.artist, self.prompt, self.method = artist, prompt, method
         self.reward = composed({label: weight for label, weight in weights.items() if weight})
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(maxsize=4)
-        self._stopped, self._count, self.ended = threading.Event(), 0, ""
+        self._stopped, self._left = threading.Event(), threading.Event()
+        self._count, self.ended = 0, ""
         self._task: Watched | None = None
 
     def stop(self) -> None:
@@ -92,6 +93,7 @@ class Improvement:
                 yield frame
         finally:
             self.stop()
+            self._left.set()
 
     def _run(self) -> None:
         """The whole search, in its thread; after every sample others may use the model."""
@@ -127,7 +129,7 @@ class Improvement:
             try:
                 return self._frames.put(frame, timeout=1)
             except queue.Full:
-                if self._stopped.is_set():
+                if self._left.is_set():
                     return None
 
 

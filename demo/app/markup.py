@@ -18,7 +18,7 @@ STATES = {
     "none": "No run yet.",
     "running": "▶ Running",
     "done": "✓ Done",
-    "found": "▸ Going on",
+    "unfinished": "▸ Not finished",
     "stopped": "■ Stopped",
     "failed": "✗ Failed",
 }

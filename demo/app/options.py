@@ -40,7 +40,9 @@ class Options:
     fresh: bool = False
 
     def check(self) -> None:
-        """Refuse to listen to other machines without users and passwords."""
+        """Refuse to listen to other machines without users and passwords, and pairs of one picture."""
+        if self.candidates < 2:
+            raise DiffalignError(f"a pair is chosen from 2 pictures or more, not from {self.candidates}.")
         if self.auth is None and not is_loopback(self.host):
             raise DiffalignError(
                 f"--host {self.host} can be reached from other machines, where anybody could vote and train. Make a "

@@ -76,6 +76,8 @@ class Pool:
         with self._changed:
             self._fresh.clear()
             self._shared.clear()
+            self._asked |= {user: (pair.kind, pair.prompt) for user, pair in self._own.items()}
+            self._own.clear()
             self._age += 1
             self._changed.notify_all()
 
@@ -150,11 +152,12 @@ class Pool:
 
     def _keep(self, user: str, kind: Kind, pairs: Sequence[Pair], age: int) -> None:
         with self._changed:
-            if user != EVERYBODY:
-                del self._asked[user]
-                self._own |= {user: pairs[0]} if pairs else {}
-            elif age == self._age:
-                self._fresh[kind].extend(pairs)
+            if age == self._age:  # else the model has changed since: draw again
+                if user == EVERYBODY:
+                    self._fresh[kind].extend(pairs)
+                else:
+                    del self._asked[user]
+                    self._own |= {user: pairs[0]} if pairs else {}
             self._changed.notify_all()
 
     def _failed(self, user: str, error: Exception) -> None:

@@ -10,9 +10,11 @@ from diffalign import prompts
 from diffalign.errors import DiffalignError
 from diffalign.folders import checkpoint
 from diffalign.folders.runfolder import RunFolder
+from diffalign.launching import build
 from diffalign.launching.launch import own_settings
 from diffalign.preferences import Store
-from diffalign.training.voted import Ballots
+from diffalign.training.live import Live
+from diffalign.training.voted import Voters
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,16 @@ class Runs:
     votes: str
 
     def newest(self, since: float = 0.0) -> RunFolder | None:
-        """The run whose weights were written last, and later than `since` (seconds since 1970)."""
-        written = [(_written(run), run) for run in self.folder.glob("*") if (run / "config.yaml").is_file()]
-        for seconds, run in sorted(written, reverse=True):
-            if seconds > since and self._fits(RunFolder(run)):
-                return RunFolder(run)
-        return None
+        """One that waits for votes; else the one whose weights were written last, later than `since` (Unix time)."""
+        found = [run for run in map(RunFolder, self.folder.glob("*")) if self._fits(run)]
+        written = {run: _written(run) for run in found}
+        found = [run for run in found if written[run] > since or waits(run)]
+        return max(found, key=lambda run: (waits(run), written[run]), default=None)
 
     def _fits(self, run: RunFolder) -> bool:
         with suppress(DiffalignError, OSError):
+            if not (run.path / "config.yaml").is_file():
+                return False
             told = run.config()
             return Path(str(told.get("model"))).name == self.model and self._ours(told.get("preferences"))
         return False
@@ -45,31 +48,33 @@ class Runs:
 
 def weights(run: RunFolder) -> Path | None:
     """The newest weights of a run: the finished LoRA, else the one that people are shown, else a checkpoint."""
-    done, live = run.path / "lora", shown(run)
-    found = [path for path in (done, *live[-1:]) if path.is_dir()]
+    done, shown = run.path / "lora", live(run).rounds()
+    found = [path for path in (done, *shown[-1:]) if path.is_dir()]
     return found[0] if found else checkpoint.latest(run.checkpoints)
 
 
-def shown(run: RunFolder) -> list[Path]:
-    """What a run with people has shown them, a folder a round."""
-    return sorted((run.path / "live").glob("round-*"))
+def live(run: RunFolder) -> Live:
+    """What a run with people shows them."""
+    return Live(run.path / "live")
 
 
 def waits(run: RunFolder) -> bool:
-    """Whether a run has shown more rounds than it has learned from."""
-    return len(shown(run)) > len(run.rows())
+    """Whether a run waits for votes on what it has shown last."""
+    return live(run).waits
 
 
-def lacking(run: RunFolder, store: Store, label: str) -> int:
-    """How many more votes on the version of this label a run waits for."""
+def lacking(run: RunFolder, store: Store, label: str) -> tuple[int, Voters]:
+    """How many more votes on the version of this label a run waits for, and whose; nobody named: anybody's."""
     if not waits(run):
-        return 0
+        return 0, {}
     settings = own_settings(run)
     heldout = prompts.load(settings.heldout_prompts)[: settings.heldout_limit]
-    ballots = Ballots(store, Path(settings.model).name, settings.voters, heldout)
-    return max(0, settings.prompts_per_round - len(ballots.pairs(label)))
+    pairs = build.ballots(settings, store, heldout).pairs(label)
+    return max(0, settings.prompts_per_round - len(pairs)), settings.voters
 
 
-def _written(run: Path) -> float:
-    path = weights(RunFolder(run))
-    return path.stat().st_mtime if path else 0.0
+def _written(run: RunFolder) -> float:
+    with suppress(OSError):
+        path = weights(run)
+        return path.stat().st_mtime if path else 0.0
+    return 0.0

@@ -16,7 +16,7 @@ from typing import Any
 from diffalign import registry
 from diffalign.errors import DiffalignError
 from diffalign.folders.runfolder import RunFolder
-from diffalign_demo.app.runs import Runs
+from diffalign_demo.app.runs import Runs, waits
 
 PATIENCE, AT_ONCE = 30.0, 5.0
 """Seconds in which a run that is stopped finishes its round, and ends when told so again."""
@@ -24,7 +24,7 @@ PATIENCE, AT_ONCE = 30.0, 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """state: "none", "running", "done", "stopped", "failed", or "found" where the run is somebody else's.
+    """state: "none", "running", "done", "stopped", "failed", or "unfinished" where nobody goes on with the run.
 
     name: the run's folder. words: the end of what it said.
     """
@@ -40,8 +40,8 @@ class Progress:
 class Training:
     """`words` are those of `diffalign train`; every run gets a new folder.
 
-    `folder` is the last run that was started here, or elsewhere since, such as before the app was. fresh:
-    leave out what was trained before.
+    `folder` is the run that is followed: our last one, or one from elsewhere that waits for votes, or that
+    wrote weights later. fresh: leave out what was trained before.
     """
 
     def __init__(self, words: Sequence[str], runs: Runs, fresh: bool = False) -> None:
@@ -67,12 +67,19 @@ class Training:
         with self._lock:
             if self.running:
                 raise DiffalignError("a training run is going on; stop it first, or wait for its end.")
+            self._refuse_to_leave(self.folder)
             out = self._free()
             command = self.command(out, more)
             self._runs.folder.mkdir(parents=True, exist_ok=True)
             with self._log(out).open("wb") as log:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self._process = (
+                    subprocess.Popen(  # in a group of its own: the terminal's Ctrl-C is for the app
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
                 )
             self.folder = self._started = RunFolder(out)
             self._since, self._stopped = time.time(), False
@@ -88,7 +95,7 @@ class Training:
         """Stop the run as Ctrl-C does: after its round, or at once where it waits for votes."""
         with self._lock:
             if not self.running or self._process is None:
-                return
+                return self._refuse_to_leave(self.folder)
             self._stopped = True
             for patience in (PATIENCE, AT_ONCE):
                 self._process.send_signal(signal.SIGINT)
@@ -97,6 +104,11 @@ class Training:
                     return
             self._process.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        """Stop our own run, if one is going on."""
+        if self.running:
+            self.stop()
 
     @property
     def running(self) -> bool:
@@ -115,12 +127,18 @@ class Training:
 
     def _state(self, run: RunFolder) -> str:
         if self._process is None or run != self._started:
-            return "done" if (run.path / "lora").is_dir() else "found"
+            return "running" if waits(run) else "done" if (run.path / "lora").is_dir() else "unfinished"
         if self.running:
             return "running"
         if self._stopped:
             return "stopped"
         return "failed" if self._process.returncode else "done"
+
+    def _refuse_to_leave(self, run: RunFolder | None) -> None:
+        if run and run != self._started and waits(run):
+            raise DiffalignError(
+                f"{run.path} waits for votes, and was not started here; stop it where it was, with Ctrl-C."
+            )
 
     def _free(self) -> Path:
         names = (self._runs.folder / f"{Path(self.words[0]).stem}-{n}" for n in range(1, 100_000))

@@ -15,25 +15,31 @@ def appearing(folder: Path) -> Iterator[Path]:
 
     A kill leaves the old folder, the new one, or for a moment neither, but never half of one.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
     try:
-        remove(part)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        for written in (*part.iterdir(), part):
+        for written in (*part.rglob("*"), part):
             sync(written)
-        remove(folder)
+        if folder.exists():
+            folder.rename(old)
         part.rename(folder)
         sync(folder.parent)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
     """Remove a folder so that a kill in between never leaves half of one behind its name."""
     if folder.exists():
-        doomed = folder.with_name(f".{folder.name.strip('.')}.old")
+        doomed = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(doomed, ignore_errors=True)
         shutil.rmtree(folder.rename(doomed))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,10 @@ from diffalign.training.calibrate import Calibrator
 from diffalign.training.evaluate import Evaluator
 from diffalign.training.optimize import Optimizer, OptimizerSettings
 from diffalign.training.trainer import Schedule, Trainer
+
+if TYPE_CHECKING:
+    from diffalign.preferences import Store
+    from diffalign.training.voted import Ballots
 
 T = TypeVar("T")
 PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -143,18 +147,25 @@ def assemble_run(
 def voted(config: RunConfig, run: Run, heldout: list[str], folder: RunFolder) -> Run:
     """The same run, learning from stored votes or from those that people will cast."""
     from diffalign.preferences import Store
-    from diffalign.training.voted import Awaited, Ballots, Source, Stored, Voted, fixed, publish
+    from diffalign.training.live import Live
+    from diffalign.training.voted import Awaited, Source, Stored, Voted, fixed
 
     store = Store.open(str(config.preferences), pictures=config.pictures)
-    model = Path(config.model).name
-    ballots = Ballots(store, model, config.voters, heldout)
+    counted = ballots(config, store, heldout)
     source: Source = (
-        Stored(fixed(ballots, folder.path / "votes.json", run.accelerator), list(ballots.left_out()))
+        Stored(fixed(counted, folder.path / "votes.json", run.accelerator), list(counted.left_out()))
         if not config.wait
-        else Awaited(publish(model, folder.path / "live"), ballots.pairs)
+        else Awaited(Live(folder.path / "live"), counted.model, counted.pairs)
     )
     own = {f.name: getattr(run, f.name) for f in fields(run)}
     return Voted(**own, store=store, source=source)
+
+
+def ballots(config: RunConfig, store: Store, heldout: Sequence[str]) -> Ballots:
+    """The votes that a run learns from."""
+    from diffalign.training.voted import Ballots
+
+    return Ballots(store, Path(config.model).name, config.voters, heldout)
 
 
 def assemble(config: RunConfig, run: Run, judge: Evaluator, folder: RunFolder) -> Trainer:

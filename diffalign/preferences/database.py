@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
-from diffalign.errors import DiffalignError
+from diffalign.errors import DiffalignError, RunError
 from diffalign.preferences.faults import in_words
 
 LOCK = 5_431_004
@@ -60,6 +60,8 @@ class Database:
             if self.file is None:
                 connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
             yield connection
+            if self.file and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+                raise RunError(f"{self.name} was left as it was: its rows would not fit together, {broken}.")
 
     def close(self) -> None:
         """Give back all connections."""

@@ -251,14 +251,14 @@ class Trainer:
 
     @contextmanager
     def _rescuing(self, pending: dict[str, Any] | None = None) -> Iterator[None]:
-        """Save what a failing reward would cost: the rounds before, or the row whose evaluation is `pending`.
+        """Save what a failing reward or Ctrl-C would cost: the rounds before, or the row whose evaluation is `pending`.
 
         What fails while a round is collected has changed nothing yet. Processes do not wait for each
         other, as only some of them may have failed.
         """
         try:
             yield
-        except RunError:
+        except (RunError, KeyboardInterrupt):
             self.pending = pending
             if self.run.accelerator.is_main_process and self.run.round:
                 self._write()

@@ -19,11 +19,11 @@ from accelerate.utils import broadcast_object_list
 
 from diffalign.errors import DiffalignError
 from diffalign.folders.saving import write_text
-from diffalign.folders.whole import appearing
 from diffalign.preferences import Store
 from diffalign.preferences.vote import Vote
 from diffalign.run import Run
 from diffalign.seeds import generator
+from diffalign.training.live import Live
 from diffalign.trajectory import Trajectory
 
 Voters = Mapping[str, float]
@@ -107,10 +107,11 @@ class Stored:
 class Awaited:
     """Rounds with people: show the model as it is, wait until its pictures were voted on, learn from that.
 
-    publish: shows the policy and returns its label. votes: those that stand on the pictures of a model.
+    model: its name, with which labels begin. votes: those that stand on the pictures of a label.
     """
 
-    publish: Callable[[Run], str]
+    live: Live
+    model: str
     votes: Callable[[str], list[Pair]]
     pause: float = 1.0
 
@@ -119,20 +120,26 @@ class Awaited:
         return f"every round waits for {run.batching.prompts_per_round} preference(s) on what the last one learned"
 
     def __call__(self, run: Voted) -> list[Pair]:
-        """See Source."""
-        found = [self._wait(run) if run.accelerator.is_main_process else []]
+        """See Source; Ctrl-C ends it, as this round has nothing yet that could be finished."""
+        found = [self._wait(run) if run.accelerator.is_main_process else None]
         if run.accelerator.num_processes > 1:
             broadcast_object_list(found)
+        if found[0] is None:
+            raise KeyboardInterrupt
         return found[0]
 
-    def _wait(self, run: Voted) -> list[Pair]:
-        label, needed, seen = self.publish(run), run.batching.prompts_per_round, 0
-        while len(pairs := self.votes(label)) < needed:
-            if run.interrupted():  # this round has nothing yet that could be finished and saved
-                raise KeyboardInterrupt
-            run.advance("waiting for votes", len(pairs) - seen)
-            seen = len(pairs)
-            time.sleep(self.pause)
+    def _wait(self, run: Voted) -> list[Pair] | None:
+        label = "+".join(filter(None, (self.model, run.policy.version)))
+        needed, seen = run.batching.prompts_per_round, 0
+        self.live.show(run)
+        with self.live.waiting() as sign:
+            while len(pairs := self.votes(label)) < needed:
+                if run.interrupted():
+                    return None
+                run.advance("waiting for votes", len(pairs) - seen)
+                seen = len(pairs)
+                sign.touch()
+                time.sleep(self.pause)
         return pairs[:needed]
 
 
@@ -214,16 +221,3 @@ def fixed(ballots: Ballots, path: Path, accelerator: Accelerator) -> list[Pair]:
         write_text(path, json.dumps([asdict(pair) for pair in ballots.check()], indent=1))
     accelerator.wait_for_everyone()
     return [Pair(**pair) for pair in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def publish(model: str, folder: Path) -> Callable[[Run], str]:
-    """What writes a round's policy into a folder of its own, which appears whole, and returns its label."""
-
-    def write(run: Run) -> str:
-        own = folder / f"round-{run.round:04d}"
-        if not own.exists():
-            with appearing(own) as part:
-                run.policy.save(part)
-        return "+".join(filter(None, (model, run.policy.version)))
-
-    return write

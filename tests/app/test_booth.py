@@ -139,6 +139,7 @@ def test_the_two_most_different_candidates_of_every_pair_are_chosen():
     assert apart(latents, 2).tolist() == list(range(8))
 
 
+@pytest.mark.weights
 def test_more_candidates_make_pairs_that_differ_more():
     artist = Artist("emoji", Policy.from_pretrained("emoji", steps=2, lora=False), DDIM())
     (_, _, two), (_, pictures, chosen) = (artist.pairs(["red apple", "dog"], [1, 2], n) for n in (2, 5))

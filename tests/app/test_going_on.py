@@ -9,9 +9,13 @@ import pytest
 import yaml
 from app.trained import trained
 
+from diffalign.errors import DiffalignError
+from diffalign.folders.runfolder import RunFolder
+from diffalign.training.live import Live
 from diffalign_demo.app.options import Options
 from diffalign_demo.app.runs import Runs
 from diffalign_demo.app.session import Session, begin
+from diffalign_demo.app.training import Training
 
 
 def fake(folder: Path, name: str, seconds: float, weights: str = "lora", **told: object) -> Path:
@@ -51,6 +55,23 @@ def test_a_store_has_one_name_however_it_is_written(tmp_path: Path, monkeypatch:
 def test_rounds_that_people_were_shown_count_until_the_run_ends(tmp_path: Path):
     fake(tmp_path, "run", 100, weights="live/round-0001")
     assert newest(tmp_path) == "run"
+
+
+def test_a_run_that_waits_comes_first_and_a_dead_one_waits_for_nobody(tmp_path: Path):
+    dead = fake(tmp_path, "dead", 100, weights="live/round-0001")
+    fake(tmp_path, "done", 200)
+    waiting = fake(tmp_path, "waiting", 50, weights="live/round-0000")
+    assert newest(tmp_path) == "done"
+    training = Training([], Runs(tmp_path, "emoji", "votes.db"))
+    training.folder = RunFolder(dead)
+    assert training.progress().state == "unfinished"
+    with Live(waiting / "live").waiting():
+        assert newest(tmp_path, since=250) == "waiting"
+        assert training.look().path == waiting
+        assert training.progress().state == "running"
+        for leaving in (training.start, training.stop):
+            with pytest.raises(DiffalignError, match="was not started here"):
+                leaving()
 
 
 class Began:
