@@ -15,7 +15,7 @@ def test_no_temporary_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TMPDIR", str(temporary))
     server = scribbling(tmp_path)
     try:
-        assert len(list(temporary.glob("diffalign-*"))) == 1
+        assert list(temporary.glob("diffalign-*"))
         server.process.send_signal(how)
         server.process.wait(30)
     finally:

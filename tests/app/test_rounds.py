@@ -43,7 +43,9 @@ class Voter:
 
     def vote(self) -> list[str]:
         """Vote on one pair; its pictures."""
-        pair = self.client.get("/api/pair").json()
+        while (answer := self.client.get("/api/pair")).status_code == 503:  # still being drawn
+            pass
+        pair = answer.json()
         vote = {"showing": pair["showing"], "choice": "ab"[self.votes % 2], "token": f"vote-{self.votes:05}"}
         self.client.post("/api/vote", json=vote).raise_for_status()
         self.votes += 1
