@@ -9,6 +9,7 @@ the table of docs/results.md.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def main() -> None:
     """Measure every number of candidates and write the table of docs/results.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100)
-    texts = prompts.load("emoji-train", parser.parse_args().prompts)
+    texts = random.Random(0).sample(prompts.load("emoji-train"), parser.parse_args().prompts)
     artist, style = engage(Options()), reward("emoji_clip", score="style")
     write("pairs", table(NAMES, [row(artist, style, texts, candidates) for candidates in SIZES]))
 

@@ -37,6 +37,7 @@ if [ "$(id -u)" = 0 ]; then # the server refuses to run as root
     as_server=(runuser -u postgres --)
 fi
 stop() {
+    cd / # the server's user may not see where we are
     "${as_server[@]}" "$bin/pg_ctl" stop -D "$folder/data" -m immediate -s || true
     rm -rf "$folder"
 }
