@@ -48,7 +48,7 @@ def prepare(page: Page) -> None:
     page.wait_for_selector(".da-heldout", timeout=120_000)
     if page.locator("text=nothing was trained yet").count():
         page.click("text=Train from the votes")
-    page.wait_for_selector("text=Done", timeout=900_000)
+    page.wait_for_selector("#progress >> text=Done", timeout=900_000)
     page.wait_for_selector("text=After, at strength 1", timeout=120_000)
 
 
